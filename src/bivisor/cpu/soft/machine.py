@@ -1,0 +1,424 @@
+"""A soft machine: guest-physical memory in Unicorn's address space, interrupt routing, and its one processor.
+
+Every guest-physical address that is not memory is mapped as MMIO, so no access of a guest ever finds "nothing" there;
+the library's own answer to that is to stop.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import Iterable
+from functools import partial
+
+from bivisor.cpu.contract import IrqChip
+from bivisor.cpu.soft import private as p
+from bivisor.cpu.soft.clock import TscFrequency
+from bivisor.cpu.soft.eventfds import IrqfdThread, Signals
+from bivisor.cpu.soft.vcpu import SoftVcpu
+from bivisor.errors import EngineError, GuestAddressError
+from bivisor.memory import PAGE, Slot
+
+_ADDRESS_SPACE = 1 << 52
+_FINE_BELOW = 1 << 33
+_PIECE = 256 << 20
+_MSI_BASE = 0xFEE
+_PROT_ALL = 7
+_HOOK_INTR = 1 << 0
+_HOOK_CODE = 1 << 2
+_HOOK_MEM_FETCH_PROT = 1 << 9
+_HOOK_MEM_WRITE = 1 << 11
+
+
+class _DirtyLog:
+    """One byte for each page of a slot, set by native code at each store."""
+
+    def __init__(self, slot: Slot) -> None:
+        pages = slot.size // PAGE
+        self.map = (C.c_uint8 * pages)()
+        self.record = (C.c_uint64 * 3)(slot.gpa, pages, C.addressof(self.map))
+        self.hook = C.c_size_t()
+
+
+class _Mapped:
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.view = slot.region.view[slot.offset : slot.offset + slot.size]
+        self.log: _DirtyLog | None = None
+
+
+class SoftMachine:
+    """See `bivisor.cpu.contract.Machine`. `hypercall_abi` says in which registers hypercalls pass their arguments."""
+
+    def __init__(self, library: p.Library, frequency: TscFrequency) -> None:
+        self._library = library
+        self._frequency = frequency
+        self.context = p.Context()
+        self.hypercall_abi = "kvm"
+        self.irqchip = "none"
+        self._chip: IrqChip | None = None
+        self._mapped: dict[int, _Mapped] = {}
+        self._holes: list[tuple[int, int]] = []
+        self._vcpu: SoftVcpu | None = None
+        self._filters: tuple[tuple[int, int], ...] = ()
+        self.port_signals, self.mmio_signals = Signals(), Signals()
+        self._irqfd_thread: IrqfdThread | None = None
+        binding = library.binding
+        from unicorn import x86_const
+
+        self.constants = x86_const
+        self.uc = binding.Uc(binding.uc.UC_ARCH_X86, binding.uc.UC_MODE_64)
+        self.uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_CLIENT)
+        self._handle = C.cast(self.uc._uch, C.c_void_p).value or 0
+        self.uc.ctl_exits_enabled(True)
+        self._filled = False
+        self._breakpoints: list[C.c_size_t] = []
+        self._ram: list[tuple[int, int, int, int]] = []
+        self._code_map = (C.c_uint8 * 1)()
+
+    # ---------------------------------------------------------------- processor
+
+    @property
+    def vcpus(self) -> tuple[SoftVcpu, ...]:
+        """See `Machine.vcpus`."""
+        return () if self._vcpu is None else (self._vcpu,)
+
+    def _check_open(self) -> None:
+        if not self._handle:
+            raise EngineError("the machine is closed")
+
+    def create_vcpu(self, index: int = 0) -> SoftVcpu:
+        """See `Machine.create_vcpu`. One processor: TCG as a library runs no more."""
+        self._check_open()
+        if self._vcpu is not None or index:
+            raise EngineError("the engine `soft` has one processor for each machine")
+        self._vcpu = SoftVcpu(self, index)
+        return self._vcpu
+
+    def open_cpu(self) -> p.Cpu:
+        """The private face of the processor, for `SoftVcpu`."""
+        if not self._mapped:
+            self.fill_holes()  # the library makes its processor when it first hears of memory
+        else:
+            self.uc.mem_regions()
+        cpu = p.Cpu(self._library, self._handle, self.context)
+        self._hook(_HOOK_INTR, self._library.entries["exception"], 0, 1, 0)
+        self._hook(_HOOK_MEM_FETCH_PROT, self._library.entries["fetch"], 0, 1, 0)
+        return cpu
+
+    def _hook(self, kind: int, function: int, data: int, begin: int, end: int) -> C.c_size_t:
+        hook = C.c_size_t()
+        add = self._library.lib.uc_hook_add
+        signature = C.CFUNCTYPE(
+            C.c_int, C.c_void_p, C.c_void_p, C.c_int, C.c_void_p, C.c_void_p, C.c_uint64, C.c_uint64
+        )
+        error = signature(C.cast(add, C.c_void_p).value or 0)(
+            self._handle, C.addressof(hook), kind, function, data, begin, end
+        )
+        if error:
+            raise EngineError(f"uc_hook_add: Unicorn error {error}")
+        return hook
+
+    def set_breakpoints(self, addresses: Iterable[int]) -> None:
+        """Call the context's `break_` before each instruction at one of the linear `addresses`."""
+        for hook in self._breakpoints:
+            self._library.lib.uc_hook_del(C.c_void_p(self._handle), hook)
+        self._breakpoints = [
+            self._hook(_HOOK_CODE, self._library.entries["code"], 0, address, address) for address in addresses
+        ]
+        self._forget_translations()
+
+    def close_cpu(self) -> None:
+        """The processor is closed."""
+        self._vcpu = None
+
+    def tsc_khz(self) -> int:
+        """The frequency of the guest's counter."""
+        return self._frequency.khz()
+
+    def tsc(self) -> int:
+        """The guest's counter now."""
+        return self._vcpu.tsc() if self._vcpu is not None else self._library.rdtsc()
+
+    # ---------------------------------------------------------------- memory
+
+    def _map_hole(self, start: int, end: int) -> None:
+        entries = self._library.entries
+        signature = C.CFUNCTYPE(
+            C.c_int, C.c_void_p, C.c_uint64, C.c_size_t, C.c_void_p, C.c_void_p, C.c_void_p, C.c_void_p
+        )
+        call = signature(C.cast(self._library.lib.uc_mmio_map, C.c_void_p).value or 0)
+        error = call(
+            self._handle, start, end - start, entries["mmio_read"], start or None, entries["mmio_write"], start or None
+        )
+        if error:
+            raise EngineError(f"uc_mmio_map {start:#x} to {end:#x}: Unicorn error {error}")
+        self._holes.append((start, end))
+
+    def fill_holes(self) -> None:
+        """Map what is not memory, once the slots of the start are known.
+
+        In pieces, because the library takes a piece away page by page when a slot comes later.
+        """
+        if self._filled:
+            return
+        self._filled = True
+        start = 0
+        for slot in sorted((m.slot for m in self._mapped.values() if not m.slot.readonly), key=lambda slot: slot.gpa):
+            self._fill(start, slot.gpa)
+            start = slot.gpa + slot.size
+        self._fill(start, _ADDRESS_SPACE)
+        self._tell_ram()
+
+    def _fill(self, start: int, end: int) -> None:
+        while start < end:
+            size = _PIECE if start < _FINE_BELOW else start
+            stop = min(end, start + size & ~(_PIECE - 1) or end)
+            self._map_hole(start, stop)
+            start = stop
+
+    def _tell_ram(self) -> None:
+        """Give native code the RAM, so that a slow access does not search for it, and the map of pages with code."""
+        writable = sorted((m.slot for m in self._mapped.values() if not m.slot.readonly), key=lambda slot: -slot.size)
+        self._ram = []
+        for slot in writable:
+            region = self._library.find_mapping(self._handle, slot.gpa)
+            self._ram.append((slot.gpa, slot.size, self._library.ram_address(region), region))
+        ranges = [value for gpa, size, _, region in self._ram[:2] for value in (gpa, size, region)]
+        pages = max((ram + size for _, size, ram, _ in self._ram), default=0) // PAGE
+        if pages > len(self._code_map):
+            self._code_map = (C.c_uint8 * pages)(*([1] * len(self._code_map)))
+            self.context.code_map = C.addressof(self._code_map)
+            self.context.code_pages = pages
+        self.context.ram = (C.c_uint64 * 6)(*ranges)
+
+    def _unmap_hole(self, start: int, end: int) -> None:
+        if not self._filled:
+            return
+        self.context.ram = (C.c_uint64 * 6)()
+        for hole in [hole for hole in self._holes if hole[0] < end and start < hole[1]]:
+            self._holes.remove(hole)
+            self.uc.mem_unmap(hole[0], hole[1] - hole[0])
+            if hole[0] < start:
+                self._map_hole(hole[0], start)
+            if end < hole[1]:
+                self._map_hole(end, hole[1])
+
+    def map(self, slot: Slot, *, log_dirty: bool = False) -> None:
+        """See `Machine.map`. A read-only slot is read by exit-free MMIO and cannot be executed from."""
+        self._check_open()
+        if slot.gpa % PAGE or slot.size % PAGE or slot.size <= 0:
+            raise EngineError(f"KVM_SET_USER_MEMORY_REGION: {slot.gpa:#x}+{slot.size:#x} is not made of whole pages")
+        for other in self._mapped.values():
+            if slot.gpa < other.slot.gpa + other.slot.size and other.slot.gpa < slot.gpa + slot.size:
+                raise EngineError(f"KVM_SET_USER_MEMORY_REGION: {slot.gpa:#x} overlaps the slot at {other.slot.gpa:#x}")
+        mapped = _Mapped(slot)
+        if not slot.readonly:
+            self._unmap_hole(slot.gpa, slot.gpa + slot.size)
+            self.uc.mem_map_ptr(slot.gpa, slot.size, _PROT_ALL, slot.host_address)
+        if log_dirty:
+            log = mapped.log = _DirtyLog(slot)
+            log.hook = self._hook(_HOOK_MEM_WRITE, self._library.entries["stored"], C.addressof(log.record), 1, 0)
+            self._forget_translations()
+        self._mapped[slot.gpa] = mapped
+        if self._filled:
+            self._tell_ram()
+
+    def unmap(self, slot: Slot) -> None:
+        """See `Machine.unmap`."""
+        mapped = self._mapped.pop(slot.gpa, None)
+        if mapped is None:
+            raise EngineError(f"KVM_SET_USER_MEMORY_REGION: there is no slot at {slot.gpa:#x}")
+        if mapped.log is not None:
+            self._library.lib.uc_hook_del(C.c_void_p(self._handle), mapped.log.hook)
+        mapped.view.release()
+        self.context.ram = (C.c_uint64 * 6)()
+        if not slot.readonly:
+            self.uc.mem_unmap(slot.gpa, slot.size)
+            if self._filled:
+                self._map_hole(slot.gpa, slot.gpa + slot.size)
+        if self._filled:
+            self._tell_ram()
+        self._forget_translations()
+
+    def _forget_translations(self) -> None:
+        if self._vcpu is not None:
+            self._library.tb_flush(self._vcpu.cpu.cpu)
+            self._library.tlb_flush(self._vcpu.cpu.cpu)
+
+    def dirty_pages(self, slot: Slot) -> list[int]:
+        """See `Machine.dirty_pages`."""
+        mapped = self._mapped.get(slot.gpa)
+        if mapped is None or mapped.log is None:
+            raise EngineError(f"KVM_GET_DIRTY_LOG: the slot at {slot.gpa:#x} has no dirty log")
+        map_ = mapped.log.map
+        found = [slot.gpa + PAGE * i for i, dirty in enumerate(bytes(map_)) if dirty]
+        C.memset(map_, 0, len(map_))
+        return found
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """The bytes of a mapped slot. GuestAddressError where there is none."""
+        for mapped in self._mapped.values():
+            start = gpa - mapped.slot.gpa
+            if start >= 0 and start + length <= mapped.slot.size:
+                return mapped.view[start : start + length]
+        raise GuestAddressError(gpa, length)
+
+    def read_number(self, gpa: int, size: int) -> int:
+        """The little-endian number of `size` bytes at `gpa`."""
+        return int.from_bytes(self.view(gpa, size), "little")
+
+    def write_guest(self, gpa: int, data: bytes) -> bool:
+        """Write guest memory on the processor's own behalf; False where there is none."""
+        try:
+            self.view(gpa, len(data))[:] = data
+        except GuestAddressError:
+            return False
+        return True
+
+    def rom(self, gpa: int, size: int) -> int | None:
+        """What a read-only slot has at `gpa`; None where there is no such slot."""
+        for mapped in self._mapped.values():
+            slot = mapped.slot
+            if slot.readonly and slot.gpa <= gpa and gpa + size <= slot.gpa + slot.size:
+                start = gpa - slot.gpa
+                return int.from_bytes(mapped.view[start : start + size], "little")
+        return None
+
+    def invalidate(self, gpa: int, length: int) -> None:
+        """See `Machine.invalidate`."""
+        vcpu = self._vcpu
+        if vcpu is None or length <= 0:
+            return
+        for start, size, ram, _ in self._ram:
+            first = ram + max(gpa, start) - start
+            end = ram + min(gpa + length, start + size) - start
+            # most pages hold no code, and a look at the map is all that a transfer to them costs
+            if first < end and any(self._code_map[first // PAGE : (end - 1) // PAGE + 1]):
+                vcpu.post(partial(self._forget_code, first, end))
+
+    def _forget_code(self, first: int, end: int) -> None:
+        start = first & ~(PAGE - 1)
+        end = -(-end // PAGE) * PAGE
+        self._library.invalidate(self._handle, start, end)
+        for page in range(start // PAGE, end // PAGE):
+            self._code_map[page] = 0
+
+    # ---------------------------------------------------------------- interrupts
+
+    def create_irqchip(self) -> None:
+        """See `Machine.create_irqchip`: the local APIC is ours, the rest is the platform's."""
+        if self._vcpu is not None:
+            raise EngineError("KVM_CREATE_IRQCHIP: it has to come before the first processor")
+        self.irqchip = "user"
+
+    def connect_irqchip(self, chip: IrqChip) -> None:
+        """See `Machine.connect_irqchip`."""
+        if self.irqchip != "user":
+            raise EngineError("connect_irqchip: create_irqchip has to come first")
+        self._chip = chip
+
+    def set_irq(self, gsi: int, level: bool) -> None:
+        """See `Machine.set_irq`."""
+        if self._chip is None:
+            raise EngineError("KVM_IRQ_LINE: this machine has no interrupt controller")
+        self._chip.set_irq(gsi, level)
+
+    def _pulse(self, gsi: int) -> None:
+        self.set_irq(gsi, True)
+        self.set_irq(gsi, False)
+
+    def set_intr(self, level: bool) -> None:
+        """See `Machine.set_intr`."""
+        vcpu = self._vcpu
+        if vcpu is None or vcpu.apic.intr == level:
+            return
+        vcpu.apic.intr = level
+        if level:
+            vcpu.post(vcpu.apic_changed)
+
+    def acknowledge(self) -> int:
+        """The INTA cycle."""
+        return -1 if self._chip is None else self._chip.acknowledge()
+
+    def end_of_interrupt(self, vector: int) -> None:
+        """A level-triggered interrupt has ended."""
+        if self._chip is not None:
+            self._chip.end_of_interrupt(vector)
+
+    def signal_msi(self, address: int, data: int) -> None:
+        """See `Machine.signal_msi`. SDM volume 3, 11.11 "Message Signalled Interrupts"."""
+        vcpu = self._vcpu
+        if vcpu is None or self.irqchip == "none":
+            raise EngineError("KVM_SIGNAL_MSI: this machine has no local APIC")
+        if address >> 20 != _MSI_BASE:
+            return  # not an interrupt message; a bus would write it to memory that is not there
+        if not vcpu.apic.matches(address >> 12 & 0xFF, bool(address & 4)):
+            return
+        mode, vector, level = data >> 8 & 7, data & 0xFF, bool(data & 0x8000)
+        vcpu.post(lambda: vcpu.apic.deliver(mode, vector, level))
+
+    # ---------------------------------------------------------------- eventfds
+
+    def ioeventfd(self, fd: int, address: int, length: int, *, pio: bool = False, datamatch: int | None = None) -> None:
+        """See `Machine.ioeventfd`."""
+        (self.port_signals if pio else self.mmio_signals).add(fd, address, length, datamatch)
+
+    def remove_ioeventfd(
+        self, fd: int, address: int, length: int, *, pio: bool = False, datamatch: int | None = None
+    ) -> None:
+        """See `Machine.remove_ioeventfd`."""
+        (self.port_signals if pio else self.mmio_signals).remove(fd, address, length, datamatch)
+
+    def irqfd(self, fd: int, gsi: int) -> None:
+        """See `Machine.irqfd`: a thread watches the descriptors, started by the first."""
+        if self._chip is None:
+            raise EngineError("KVM_IRQFD: this machine has no interrupt controller")
+        if self._irqfd_thread is None:
+            self._irqfd_thread = IrqfdThread(self._pulse)
+        self._irqfd_thread.add(fd, gsi)
+
+    def remove_irqfd(self, fd: int, gsi: int) -> None:
+        """See `Machine.remove_irqfd`."""
+        if self._irqfd_thread is None or not self._irqfd_thread.remove(fd, gsi):
+            raise EngineError(f"KVM_IRQFD: line {gsi} has no such eventfd")
+
+    # ---------------------------------------------------------------- exits
+
+    def filter_msrs(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """See `Machine.filter_msrs`."""
+        self._filters = tuple((first, first + count) for first, count in ranges)
+
+    def filtered(self, index: int) -> bool:
+        """Whether accesses to this MSR go to the hypervisor above."""
+        return any(first <= index < end for first, end in self._filters) if self._filters else False
+
+    def exit_on_cpuid(self, wanted: bool = True) -> None:
+        """See `Machine.exit_on_cpuid`."""
+        for vcpu in self.vcpus:
+            vcpu.callbacks.exit_on_cpuid = wanted
+
+    def statistics(self) -> dict[str, int]:
+        """See `Machine.statistics`."""
+        return dict(self._vcpu.counters) if self._vcpu is not None else {}
+
+    def close(self) -> None:
+        """See `Machine.close`."""
+        if self._handle == 0:
+            return
+        if self._irqfd_thread is not None:
+            self._irqfd_thread.close()
+        if self._vcpu is not None:
+            self._vcpu.close()
+        for mapped in self._mapped.values():
+            mapped.view.release()
+        self._mapped.clear()
+        self._chip = None
+        self._handle = 0
+        self.uc._uc_finalizer() if hasattr(self.uc, "_uc_finalizer") else None
+        del self.uc
+
+    def __enter__(self) -> SoftMachine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,550 @@
+"""A soft processor: runs guest code in TCG and comes back with exits, or hands them to a handler in place.
+
+One thread runs it. What other threads want (interrupts, NMIs, forgotten code) waits in `_inbox` until that thread
+looks, which `poke()` makes it do soon; so neither the local APIC nor the library's data is ever touched by two threads.
+
+An exit that nobody handled in place leaves the guest at the start of its instruction. The next `run()` executes that
+instruction again with interrupts held off, and its accesses find their answers instead of coming out once more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Never, cast
+
+from bivisor.abi.x86 import Rflags, Vector
+from bivisor.cpu.contract import ExitHandler
+from bivisor.cpu.exits import (
+    Debug,
+    Exit,
+    Hlt,
+    InternalError,
+    Interrupted,
+    Shutdown,
+)
+from bivisor.cpu.registers import CpuidEntry, Events, Fpu, GuestDebug, Regs, Segment, Sregs
+from bivisor.cpu.soft import private as p
+from bivisor.cpu.soft import state
+from bivisor.cpu.soft.alarm import Alarm
+from bivisor.cpu.soft.callbacks import Callbacks
+from bivisor.cpu.soft.lapic import LocalApic
+from bivisor.cpu.soft.model import CpuidTable, cpuid_model
+from bivisor.cpu.soft.msr import LIBRARY_OWNED, MsrFault, Msrs
+from bivisor.cpu.vmx import GuestState, HostState, Observer, VmEntry, VmExit, reason_of
+from bivisor.errors import EngineError, GuestAddressError
+
+if TYPE_CHECKING:
+    from bivisor.cpu.soft.machine import SoftMachine
+
+_INTERRUPTED = Interrupted()
+_SHUTDOWN = Shutdown()
+_HLT = Hlt()
+_DR6_BS = 0x4000
+_RESET_EDX = 0x600  # the processor's family, SDM 9.1.2
+_HEARTBEAT = 0.05
+_LONGEST_NAP = 3600.0
+
+
+class _Closed:
+    """Stands where the library's memory was."""
+
+    def __getattr__(self, name: str) -> Never:
+        raise EngineError("the processor is closed")
+
+
+_CLOSED = cast(p.Cpu, _Closed())
+
+
+class SoftVcpu:
+    """See `bivisor.cpu.contract.Vcpu`; on top of it `observer`, which sees every VM exit and VM entry as an object."""
+
+    def __init__(self, machine: SoftMachine, index: int) -> None:
+        self.machine = machine
+        self.index = index
+        self.observer: Observer | None = None
+        self.cpu = machine.open_cpu()
+        self._exec = self.cpu.library.exec_
+        self._interrupt_cpu = self.cpu.interrupt
+        self._rdtsc = self.cpu.library.rdtsc
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._kicked = False
+        self._halted = False
+        self._asleep = False
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._thread = 0
+        self._running = threading.Lock()
+        self._queued = -1
+        self._window = False
+        self._debug = GuestDebug()
+        self._inject: tuple[int, int] | None = None
+        self.resume: Callable[[], None] | None = None
+        self.inside = False
+        self._alarm = Alarm(self.poke, f"bivisor-timer-{index}")
+        self.apic = LocalApic(index, self)
+        if machine.irqchip != "none":
+            self.apic.base = 0xFEE0_0800 | (0x100 if index == 0 else 0)
+        self.msrs = Msrs(self.cpu, self.apic, machine, machine.tsc_khz)
+        self.callbacks = Callbacks(self)
+        self._closed = False
+        self.set_sregs(Sregs(cs=Segment(base=0xFFFF_0000, selector=0xF000, type=11)))
+        self.set_regs(Regs(rip=0xFFF0, rdx=_RESET_EDX))
+
+    @cached_property
+    def cpuid(self) -> CpuidTable:
+        """What CPUID says. Its own model is made when it is first asked for: its frequency takes time to measure."""
+        return CpuidTable(cpuid_model(self.machine.tsc_khz(), self.index))
+
+    # ---------------------------------------------------------------- running
+
+    def run(self, handler: ExitHandler | None = None) -> Exit:
+        """See `Vcpu.run`."""
+        if not self._running.acquire(blocking=False):
+            raise EngineError(f"KVM_RUN: processor {self.index} is closed, or another thread runs it")
+        try:
+            return self._run(handler)
+        finally:
+            self._running.release()
+
+    def _run(self, handler: ExitHandler | None) -> Exit:
+        callbacks = self.callbacks
+        callbacks.handler = self._observed(handler) if self.observer else handler
+        self._thread = threading.get_ident()
+        # Python runs signal handlers in its main thread between two of its own instructions; translated code has none.
+        self._alarm.heartbeat = _HEARTBEAT if threading.current_thread() is threading.main_thread() else None
+        cpu, exec_ = self.cpu, self._exec
+        self.machine.fill_holes()
+        if self.resume is not None:
+            resume, self.resume = self.resume, None
+            resume()
+        try:
+            while True:
+                cpu.exit_request.value = 0  # before the look at what it stands for, so that nothing is missed
+                self._service()
+                if callbacks.replaying:
+                    # a block of one instruction, which no interrupt can come before; then a kick can have its way
+                    cpu.hflags.value |= p.HF_INHIBIT_IRQ
+                elif self._kicked:
+                    self._kicked = False
+                    return self._left(_INTERRUPTED)
+                if self._halted:
+                    exit_ = self._halt()
+                    if exit_ is not None:
+                        return self._left(exit_)
+                if self._inject is not None:
+                    self._start_injection()
+                self.inside = True
+                code = exec_(cpu.uc, cpu.cpu)
+                self.inside = False
+                if callbacks.error is not None:
+                    error, callbacks.error = callbacks.error, None
+                    raise error
+                if callbacks.exit is not None:
+                    exit_, callbacks.exit = callbacks.exit, None
+                    return self._left(exit_)
+                if callbacks.replayed:
+                    callbacks.replayed = False
+                    callbacks.forget_replay()
+                if code == p.EXCP_HLT:
+                    exit_ = self._stopped()
+                elif code == p.EXCP_DEBUG:
+                    exit_ = Debug(Vector.DB, self._linear_rip(), _DR6_BS if self._debug.single_step else 1, cpu.dr[7])
+                elif cpu.invalid_error.value:
+                    exit_ = self._invalid()
+                else:
+                    continue
+                if exit_ is not None:
+                    return self._left(exit_)
+        finally:
+            self.inside = False
+            callbacks.handler = None
+            self._thread = 0
+            self._alarm.heartbeat = None
+
+    def _left(self, exit_: Exit) -> Exit:
+        self.callbacks.count(exit_)
+        return exit_
+
+    def _stopped(self) -> Exit | None:
+        cpu = self.cpu
+        if cpu.halted.value:
+            cpu.halted.value = 0
+            self._halted = True
+            self.callbacks.halts += 1
+            return None if self.machine.irqchip != "none" else self._wake_from_hlt()
+        if cpu.old_exception.value == Vector.DF:
+            cpu.old_exception.value = -1
+            return _SHUTDOWN
+        return self._invalid()
+
+    def _wake_from_hlt(self) -> Exit:
+        self._halted = False
+        return _HLT
+
+    def _invalid(self) -> Exit:
+        code, self.cpu.invalid_error.value = self.cpu.invalid_error.value, 0
+        return InternalError(1, (code, self.cpu.eip.value), f"Unicorn error {code} at {self.cpu.eip.value:#x}")
+
+    def _service(self) -> None:
+        """Do what other threads left in the inbox, and see whether an interrupt waits."""
+        inbox = self._inbox
+        while inbox:
+            inbox.popleft()()
+        self.apic.tick()
+        self.apic_changed()
+
+    def _halt(self) -> Exit | None:
+        """HLT with interrupt controllers: sleep until something wakes the guest; None when it goes on."""
+        cpu = self.cpu
+        while True:
+            if self._can_wake():
+                self._halted = False
+                return None
+            if not cpu.eflags.value & Rflags.IF:
+                return _HLT  # only an NMI could wake it, and nothing in this machine sends one by itself
+            deadline = self.apic._deadline
+            nap = _LONGEST_NAP if deadline is None else min(_LONGEST_NAP, max(0.0, deadline - time.monotonic()))
+            self._asleep = True
+            if not self._inbox and not self._kicked:
+                self._wake.acquire(timeout=nap)
+            self._asleep = False
+            self._service()
+            if self._kicked:
+                self._kicked = False
+                return _INTERRUPTED
+
+    def _can_wake(self) -> bool:
+        request = self.cpu.interrupt_request.value
+        if request & p.INTERRUPT_NMI:
+            return True
+        return bool(request & p.INTERRUPT_HARD and self.cpu.eflags.value & Rflags.IF)
+
+    @property
+    def kicked(self) -> bool:
+        """Whether `run()` has been asked to come back and has not done so yet."""
+        return self._kicked
+
+    def kick(self) -> None:
+        """See `Vcpu.kick`."""
+        self._kicked = True
+        self.poke()
+
+    def poke(self) -> None:
+        """Make the processor's thread look into the inbox soon. From any thread."""
+        self._interrupt_cpu()
+        if self._asleep:
+            try:
+                self._wake.release()
+            except RuntimeError:
+                pass  # somebody else has woken it already
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Have `work` done by the processor's thread; at once if that is the caller."""
+        if threading.get_ident() == self._thread:
+            work()
+        else:
+            self._inbox.append(work)
+            self.poke()
+
+    def _observed(self, handler: ExitHandler | None) -> ExitHandler:
+        observer = self.observer
+        assert observer is not None
+        host = HostState(getattr(handler, "__qualname__", "run"), threading.current_thread().name)
+
+        def observed(exit_: Exit) -> bool:
+            reason, qualification, gpa = reason_of(exit_)
+            saved = GuestState(self.get_regs(), self.get_sregs())
+            observer(VmExit(reason, qualification, gpa, exit_, saved, host))
+            handled = handler is not None and handler(exit_)
+            if handled:
+                observer(VmEntry(GuestState(self.get_regs(), self.get_sregs())))
+            return handled
+
+        return observed
+
+    # ---------------------------------------------------------------- interrupts (lapic.Owner, and without an APIC)
+
+    def apic_changed(self) -> None:
+        """See `lapic.Owner`."""
+        if self._queued >= 0 or self._window or self.apic.pending() >= 0 or self._extint():
+            cpu = self.cpu
+            cpu.interrupt_request.value |= p.INTERRUPT_HARD
+            cpu.look()
+
+    def _extint(self) -> bool:
+        return self.apic.intr and self.index == 0 and self.apic.accepts_extint()
+
+    def inta(self) -> int:
+        """The guest can take an interrupt now: which? -1 for none."""
+        apic = self.apic
+        if self._queued >= 0:
+            vector, self._queued = self._queued, -1
+            self.cpu_more(self._window)
+            return vector
+        if self._window:
+            self._window = False
+            self.callbacks.leave_with_window()
+            return -1
+        inflight = self.cpu_inflight()
+        if inflight >= 0:
+            self.cpu_more(True)
+            return inflight
+        apic.tick()
+        vector = apic.pending()
+        if vector >= 0:
+            apic.accept(vector)
+        elif self._extint():
+            vector = self.machine.acknowledge()
+        self.cpu_more(apic.pending() >= 0 or self._extint())
+        return vector
+
+    def cpu_more(self, more: bool) -> None:
+        """Whether another interrupt waits behind the one that `inta` returns."""
+        self.callbacks.context.more = more
+
+    def cpu_inflight(self) -> int:
+        """The vector whose delivery faulted and has to be repeated, or -1."""
+        return int(self.callbacks.context.inflight)
+
+    def apic_nmi(self) -> None:
+        """See `lapic.Owner`."""
+        self.cpu.interrupt_request.value |= p.INTERRUPT_NMI
+        self.cpu.look()
+
+    def apic_eoi(self, vector: int) -> None:
+        """See `lapic.Owner`."""
+        self.machine.end_of_interrupt(vector)
+
+    def apic_timer(self, deadline: float | None) -> None:
+        """See `lapic.Owner`."""
+        self._alarm.set(deadline)
+
+    def apic_send(self, destination: int, logical: bool, shorthand: int, mode: int, vector: int) -> None:
+        """See `lapic.Owner`: a soft machine has one processor, so there is nobody else to send to."""
+
+    def now(self) -> float:
+        """See `lapic.Owner`."""
+        return time.monotonic()
+
+    def tsc(self) -> int:
+        """See `lapic.Owner`."""
+        return int(self._rdtsc() + self.cpu.tsc_offset.value & (1 << 64) - 1)
+
+    def tsc_hz(self) -> float:
+        """See `lapic.Owner`."""
+        return self.machine.tsc_khz() * 1000.0
+
+    def interrupt(self, vector: int) -> None:
+        """See `Vcpu.interrupt`."""
+        if self.machine.irqchip != "none":
+            raise EngineError(
+                "KVM_INTERRUPT: the engine has this machine's interrupt controllers; use set_irq or signal_msi"
+            )
+        if not 0 <= vector < 256:
+            raise EngineError(f"interrupt vector {vector}: it has to be 0 to 255")
+        self._queued = vector
+        self._halted = False
+        self.apic_changed()
+
+    def request_interrupt_window(self, wanted: bool = True) -> None:
+        """See `Vcpu.request_interrupt_window`."""
+        self._window = wanted
+        if wanted:
+            self.apic_changed()
+
+    @property
+    def ready_for_interrupt(self) -> bool:
+        """See `Vcpu.ready_for_interrupt`."""
+        flags = state.get_regs(self.cpu, inside=self.inside).rflags
+        return bool(flags & Rflags.IF) and not self.cpu.hflags.value & p.HF_INHIBIT_IRQ and self._queued < 0
+
+    def nmi(self) -> None:
+        """See `Vcpu.nmi`."""
+        self.post(self.apic_nmi)
+
+    # ---------------------------------------------------------------- state
+
+    def _sync(self) -> None:
+        """Bring RIP and the lazy flags up to date while a callback of the running guest asks."""
+        address = self.callbacks.context.return_address
+        if self.inside and address and self.callbacks.in_access:
+            self.cpu.library.restore_state(self.cpu.cpu, address, 0)
+
+    def get_regs(self) -> Regs:
+        """See `Vcpu.get_regs`."""
+        self._sync()
+        return state.get_regs(self.cpu, inside=self.inside)
+
+    def set_regs(self, regs: Regs) -> None:
+        """See `Vcpu.set_regs`. From a handler, answer False after it: the guest's RIP is set when `run()` is left."""
+        if self.inside:
+            self.resume = lambda: state.set_regs(self.cpu, regs)
+            self.callbacks.forget_replay()
+        else:
+            self.callbacks.forget_replay()
+            state.set_regs(self.cpu, regs)
+
+    def get_sregs(self) -> Sregs:
+        """See `Vcpu.get_sregs`."""
+        sregs = state.get_sregs(self.cpu)
+        sregs.cr8 = self.apic.tpr >> 4
+        sregs.apic_base = self.apic.base
+        return sregs
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        """See `Vcpu.set_sregs`."""
+        state.set_sregs(self.cpu, sregs)
+        self.apic.tpr = sregs.cr8 << 4
+        if self.machine.irqchip != "none":
+            self.apic.base = sregs.apic_base & ~0x100 | (0x100 if self.index == 0 else 0)
+
+    def get_fpu(self) -> Fpu:
+        """See `Vcpu.get_fpu`."""
+        return state.get_fpu(self.machine.uc, self.machine.constants)
+
+    def set_fpu(self, fpu: Fpu) -> None:
+        """See `Vcpu.set_fpu`."""
+        state.set_fpu(self.machine.uc, self.machine.constants, fpu)
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """See `Vcpu.get_msrs`."""
+        return {index: self._get_msr(index) for index in indices}
+
+    def _get_msr(self, index: int) -> int:
+        reader = self.msrs.readers.get(index)
+        if reader is not None:
+            try:
+                return reader()
+            except MsrFault:
+                pass
+        elif index in LIBRARY_OWNED:
+            self.callbacks.bypass = True  # the public call ends in our own callback, which must not exit
+            try:
+                return int(self.machine.uc.msr_read(index))
+            finally:
+                self.callbacks.bypass = False
+        raise EngineError(f"KVM_GET_MSRS: this processor has no MSR {index:#x}")
+
+    def set_msrs(self, values: Mapping[int, int]) -> None:
+        """See `Vcpu.set_msrs`."""
+        for index, value in values.items():
+            try:
+                self._set_msr(index, value)
+            except MsrFault:
+                raise EngineError(f"KVM_SET_MSRS: MSR {index:#x} does not take {value:#x}") from None
+
+    def _set_msr(self, index: int, value: int) -> None:
+        writer = self.msrs.writers.get(index)
+        if writer is not None:
+            writer(value)
+        elif index in LIBRARY_OWNED:
+            Msrs.check_library_write(index, value)
+            self.callbacks.bypass = True
+            try:
+                self.machine.uc.msr_write(index, value)
+            finally:
+                self.callbacks.bypass = False
+        else:
+            raise MsrFault
+
+    def get_events(self) -> Events:
+        """See `Vcpu.get_events`."""
+        cpu = self.cpu
+        inject = self._inject
+        return Events(
+            exception=None if inject is None else inject[0],
+            exception_error=None if inject is None or inject[0] not in p.WITH_ERROR_CODE else inject[1],
+            interrupt=self._queued if self._queued >= 0 else None,
+            interrupt_shadow=bool(cpu.hflags.value & p.HF_INHIBIT_IRQ),
+            nmi_pending=bool(cpu.interrupt_request.value & p.INTERRUPT_NMI),
+            nmi_masked=bool(cpu.hflags2.value & p.HF2_NMI_MASK),
+        )
+
+    def set_events(self, events: Events) -> None:
+        """See `Vcpu.set_events`."""
+        cpu = self.cpu
+        self._inject = None if events.exception is None else (events.exception, events.exception_error or 0)
+        self._queued = -1 if events.interrupt is None else events.interrupt
+        shadow = p.HF_INHIBIT_IRQ if events.interrupt_shadow else 0
+        cpu.hflags.value = cpu.hflags.value & ~p.HF_INHIBIT_IRQ | shadow
+        request = cpu.interrupt_request.value & ~p.INTERRUPT_NMI
+        cpu.interrupt_request.value = request | (p.INTERRUPT_NMI if events.nmi_pending or events.nmi_injected else 0)
+        masked = p.HF2_NMI_MASK if events.nmi_masked else 0
+        cpu.hflags2.value = cpu.hflags2.value & ~p.HF2_NMI_MASK | masked
+        self.apic_changed()
+
+    def _start_injection(self) -> None:
+        assert self._inject is not None
+        vector, error = self._inject
+        self._inject = None
+        self.cpu.raise_fault(vector, error)
+
+    def set_cpuid(self, entries: Iterable[CpuidEntry]) -> None:
+        """See `Vcpu.set_cpuid`."""
+        self.cpuid = CpuidTable(tuple(entries))
+
+    def get_cpuid(self) -> tuple[CpuidEntry, ...]:
+        """See `Vcpu.get_cpuid`."""
+        return self.cpuid.entries
+
+    def set_debug(self, debug: GuestDebug) -> None:
+        """See `Vcpu.set_debug`. Of the debug registers, execution breakpoints."""
+        cpu = self.cpu
+        for number in range(len(debug.addresses)):
+            if debug.dr7 >> 16 + 4 * number & 3:
+                raise EngineError("the engine `soft` has breakpoints on execution only, not on data")
+        self._debug = debug
+        self.callbacks.trap_breakpoints(debug.software_breakpoints)
+        cpu.singlestep.value = 1 if debug.single_step else 0
+        self.callbacks.breakpoints = debug.addresses
+        self.machine.set_breakpoints(debug.addresses)
+
+    def translate(self, linear: int) -> int | None:
+        """See `Vcpu.translate`."""
+        from bivisor.cpu.soft.paging import translate
+
+        cpu = self.cpu
+        return translate(self.machine.read_number, cpu.cr[0], cpu.cr[3], cpu.cr[4], cpu.efer.value, linear)
+
+    def read_linear(self, linear: int, length: int) -> bytes | None:
+        """Up to `length` bytes at a linear address, or None where the first is not mapped to memory."""
+        found = b""
+        while length > 0:
+            gpa = self.translate(linear)
+            part = min(length, 4096 - (linear & 4095))
+            try:
+                found += b"" if gpa is None else bytes(self.machine.view(gpa, part))
+            except GuestAddressError:
+                gpa = None
+            if gpa is None:
+                break
+            linear, length = linear + part, length - part
+        return found or None
+
+    def _linear_rip(self) -> int:
+        cpu = self.cpu
+        return int(cpu.eip.value + cpu.segs[1].base)
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """See `Vcpu.counters`; `exception_N` are exceptions that the guest took, which are no exits."""
+        return self.callbacks.counters()
+
+    def close(self) -> None:
+        """See `Vcpu.close`. A thread inside `run()` is kicked and waited for; EngineError from a handler."""
+        if self._closed:
+            return
+        if self._thread == threading.get_ident():
+            raise EngineError(f"processor {self.index} cannot be closed from inside its run()")
+        while not self._running.acquire(timeout=_HEARTBEAT):
+            self.kick()
+        self._closed = True
+        self._alarm.close()
+        self.callbacks.close()
+        self.cpu.detach()
+        self.cpu = _CLOSED
+        self.machine.close_cpu()
