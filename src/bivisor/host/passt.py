@@ -1,0 +1,64 @@
+"""User-mode networking by passt(1): the guest reaches what the host reaches, with no privileges.
+
+passt is started on one end of a socket pair and ends when that is closed. The release in Debian 12 repeats data of a
+TCP connection whose guest has shut down its own direction before it has received all; later ones were not tried.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+
+from bivisor.errors import HostError
+from bivisor.host.framed import FramedStream
+from bivisor.host.loop import Loop
+
+_PATIENCE = 2.0
+_BUFFER = 16 << 20
+
+
+class Passt(FramedStream):
+    """A wire to a passt process of its own. `options` are further options of passt, such as ("-t", "2222:22").
+
+    HostError where passt is not installed or cannot be started.
+    """
+
+    def __init__(self, loop: Loop, options: Sequence[str] = ()) -> None:
+        program = shutil.which("passt")
+        if program is None:
+            raise HostError("user-mode networking needs passt: apt install passt")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # passt drops what does not fit into its socket, and the guest has to wait for it to be sent again.
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        with theirs:
+            command = [program, "--foreground", "--quiet", "--fd", str(theirs.fileno()), *options]
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C at the terminal is for this program to handle
+                )
+            except OSError as error:
+                ours.close()
+                raise HostError(f"cannot start {program}: {error.strerror}") from None
+        ours.setblocking(False)
+        super().__init__(loop, ours.detach())
+
+    @property
+    def pid(self) -> int:
+        """The process id of passt."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Hang up; passt ends by itself, or is made to. Its process is reaped."""
+        super().close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,56 @@
+"""Resource descriptors: what a device of the DSDT occupies, as the buffers that `_CRS` gives.
+
+Specification: ACPI 6.5, section 6.4 "Resource Data Types for ACPI".
+"""
+
+from __future__ import annotations
+
+import struct
+
+from bivisor.platform.acpi import aml
+
+_IO = struct.Struct("<BBHHBB")
+_IRQ = struct.Struct("<BH")
+_WORD_SPACE = struct.Struct("<BHBBBHHHHH")
+_DWORD_SPACE = struct.Struct("<BHBBBIIIII")
+_END_TAG = b"\x79\x00"
+
+_MEMORY, _IO_RANGE, _BUS = 0, 1, 2
+_FIXED_PRODUCER = 0x0C  # minimum and maximum are fixed; the device hands the range on
+_ENTIRE_RANGE, _READ_WRITE = 0x03, 0x01
+
+
+def template(*descriptors: bytes) -> bytes:
+    """ResourceTemplate () { descriptors }"""
+    return aml.buffer(b"".join(descriptors) + _END_TAG)
+
+
+def io(base: int, length: int) -> bytes:
+    """IO (Decode16, base, base, 1, length)"""
+    return _IO.pack(0x47, 1, base, base, 1, length)
+
+
+def irq(number: int) -> bytes:
+    """IRQNoFlags () { number }: edge-triggered, active high, not shared."""
+    return _IRQ.pack(0x22, 1 << number)
+
+
+def bus_numbers(first: int, last: int) -> bytes:
+    """WordBusNumber: the buses behind a host bridge."""
+    return _word_space(_BUS, 0, first, last)
+
+
+def io_window(first: int, last: int) -> bytes:
+    """WordIO: ports that a host bridge hands on."""
+    return _word_space(_IO_RANGE, _ENTIRE_RANGE, first, last)
+
+
+def memory_window(first: int, last: int) -> bytes:
+    """DWordMemory: addresses that a host bridge hands on, not cacheable."""
+    body = (_MEMORY, _FIXED_PRODUCER, _READ_WRITE, 0, first, last, 0, last - first + 1)
+    return _DWORD_SPACE.pack(0x87, _DWORD_SPACE.size - 3, *body)
+
+
+def _word_space(kind: int, flags: int, first: int, last: int) -> bytes:
+    body = (kind, _FIXED_PRODUCER, flags, 0, first, last, 0, last - first + 1)
+    return _WORD_SPACE.pack(0x88, _WORD_SPACE.size - 3, *body)

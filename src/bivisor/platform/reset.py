@@ -1,0 +1,50 @@
+"""The ports that reset a PC: the reset control register at 0xcf9 and system control port A at 0x92.
+
+Specification: Intel 82371SB (PIIX3) data sheet, "RC: Reset Control Register"; PS/2 technical reference, "System Control
+Port A". Port 0xcf9 lies inside the PCI configuration address register, which answers only to four bytes at once, so
+`PciConfig` (platform/pci/config.py) hands single bytes there on to this device.
+"""
+
+from __future__ import annotations
+
+from bivisor.platform.events import OnEvent, Reset
+
+RESET_PORT, FAST_RESET_PORT = 0xCF9, 0x92
+
+RCPU = 0x04
+FAST_RESET, FAST_A20 = 0x01, 0x02
+
+
+class ResetControl:
+    """Port 0xcf9. A reset happens when RCPU goes from 0 to 1."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._value = 0
+
+    def read(self, offset: int, size: int) -> int:
+        """The kind of reset last chosen; RCPU reads as 0."""
+        return self._value & ~RCPU
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Choose the kind of reset, and reset."""
+        rising = value & ~self._value & RCPU
+        self._value = value & 0x0E
+        if rising:
+            self._on_event(Reset("port 0xcf9"))
+
+
+class FastReset:
+    """Port 0x92. A20 is always on, whatever is written."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+
+    def read(self, offset: int, size: int) -> int:
+        """A20 enabled, no reset."""
+        return FAST_A20
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Reset where bit 0 is set."""
+        if value & FAST_RESET:
+            self._on_event(Reset("port 0x92"))
