@@ -1,0 +1,78 @@
+"""The console back-end: the ring of xen/include/public/io/console.h between a guest's hvc_xen and a person.
+
+What the guest writes goes to `sink` and into a bounded history; `send()` is what it reads.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from bivisor.dom0.control import Control
+
+IN_SIZE, OUT_SIZE = 1024, 2048
+_OUT_AT = IN_SIZE
+_INDICES = struct.Struct("<IIII")  # in_cons, in_prod, out_cons, out_prod
+_INDICES_AT = IN_SIZE + OUT_SIZE
+_U32 = 0xFFFF_FFFF
+HISTORY = 64 << 10
+
+
+class Console:
+    """The console of domain `domid`, whose ring is its frame `gfn` and whose event channel is its `port`."""
+
+    def __init__(
+        self, control: Control, domid: int, gfn: int, port: int, sink: Callable[[bytes], None] = lambda _: None
+    ) -> None:
+        self._control = control
+        self._ring = control.map_foreign(domid, gfn)
+        self.sink = sink
+        self.history = bytearray()
+        self._input = bytearray()
+        self.broken = False
+        self._port = control.bind(domid, port, self._event)
+
+    def send(self, data: bytes) -> None:
+        """Queue `data` for the guest to read. From any thread."""
+        with self._control.loop.lock:
+            self._input += data
+            self._event()
+
+    def _event(self) -> None:
+        if self.broken:
+            return
+        in_cons, in_prod, out_cons, out_prod = _INDICES.unpack_from(self._ring, _INDICES_AT)
+        waiting = out_prod - out_cons & _U32
+        # a guest that claims more than the ring holds would make us read what nobody wrote
+        if waiting > OUT_SIZE or in_prod - in_cons & _U32 > IN_SIZE:
+            self.broken = True
+            return
+        if waiting:
+            self._take(out_cons, waiting)
+            struct.pack_into("<I", self._ring, _INDICES_AT + 8, out_prod)
+        given = self._give(in_prod, IN_SIZE - (in_prod - in_cons & _U32))
+        if waiting or given:
+            self._control.notify(self._port)
+
+    def _take(self, start: int, count: int) -> None:
+        at = start % OUT_SIZE
+        first = min(count, OUT_SIZE - at)
+        data = bytes(self._ring[_OUT_AT + at : _OUT_AT + at + first])
+        data += bytes(self._ring[_OUT_AT : _OUT_AT + count - first])
+        self.history += data
+        del self.history[:-HISTORY]
+        self.sink(data)
+
+    def _give(self, start: int, room: int) -> int:
+        count = min(room, len(self._input))
+        for i in range(count):
+            self._ring[(start + i) % IN_SIZE] = self._input[i]
+        if count:
+            del self._input[:count]
+            struct.pack_into("<I", self._ring, _INDICES_AT + 4, start + count & _U32)
+        return count
+
+    def close(self) -> None:
+        """Let go of the ring and the event channel."""
+        self._control.unbind(self._port)
+        self._ring.release()

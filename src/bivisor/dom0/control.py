@@ -1,0 +1,149 @@
+"""Dom0's way into the hypervisor: what /dev/xen/privcmd, evtchn and gntdev are to a Dom0 that runs Linux.
+
+Back-ends and the toolstack get this object and no other: they reach domains by hypercalls, foreign mappings and event
+channels, with Dom0's privilege, and hold no reference to a domain's memory or objects of their own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from bivisor.abi.xen import xen as abi
+from bivisor.host.loop import Loop
+from bivisor.memory import GuestMemory
+from bivisor.xen.call import Call, Identity
+from bivisor.xen.hypervisor import Xen
+from bivisor.xen.table import hypercall
+
+_MEMORY = 1 << 20
+_WORD = struct.Struct("<Q")
+
+
+class Control:
+    """Domain 0 of `xen`, as Python. Event callbacks run in the loop's thread with the loop's lock held."""
+
+    def __init__(self, xen: Xen, loop: Loop) -> None:
+        self.xen = xen
+        self.loop = loop
+        self._memory = GuestMemory(_MEMORY, name="bivisor-dom0")
+        self.domain = xen.create_domain(self._memory, upcall=self, privileged=True)
+        self._call = Call(xen, self.domain, 0, Identity())
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._scheduled = False
+
+    def hypercall(self, nr: int, *arguments: int) -> int:
+        """Any hypercall; handles are addresses in Dom0's own memory. The result, or a negative error number."""
+        with self.xen.lock:
+            return hypercall(self._call, nr, arguments)
+
+    def exists(self, domid: int) -> bool:
+        """Whether there is such a domain."""
+        return domid in self.xen.domains
+
+    def map_foreign(self, domid: int, gfn: int) -> memoryview:
+        """Frame `gfn` of another domain, in place. XenError: ESRCH, EINVAL."""
+        with self.xen.lock:
+            return self.xen.map_foreign(self.domain, domid, gfn)
+
+    def set_param(self, domid: int, index: int, value: int) -> None:
+        """HVMOP_set_param."""
+        with self.xen.lock:
+            self.xen.target(self.domain, domid).params[index] = value
+
+    def alloc_unbound_for(self, domid: int) -> int:
+        """EVTCHNOP_alloc_unbound on behalf of `domid`, reserved for Dom0: the port in that domain."""
+        with self.xen.lock:
+            return self.xen.find(domid).events.alloc_unbound(domid, self.domain.domid)
+
+    def bind(self, domid: int, remote_port: int, handler: Callable[[], None]) -> int:
+        """EVTCHNOP_bind_interdomain: our port; `handler` is called when the other end sends."""
+        with self.xen.lock:
+            port = self.domain.events.bind_interdomain(domid, remote_port)
+        self._handlers[port] = handler
+        self._schedule()
+        return port
+
+    def bind_virq(self, virq: int, handler: Callable[[], None]) -> int:
+        """EVTCHNOP_bind_virq on processor 0."""
+        with self.xen.lock:
+            port = self.domain.events.bind_virq(virq, 0)
+        self._handlers[port] = handler
+        return port
+
+    def unbind(self, port: int) -> None:
+        """EVTCHNOP_close; a port that is closed already is no error, for its domain may be gone."""
+        if self._handlers.pop(port, None) is not None:
+            with self.xen.lock:
+                self.domain.events.close(port)
+
+    def notify(self, port: int) -> None:
+        """EVTCHNOP_send."""
+        with self.xen.lock:
+            self.domain.events.send(port)
+
+    # ---------------------------------------------------------------- domain.Upcall
+
+    def event(self, vcpu: int) -> None:
+        """See `Upcall.event`."""
+        del vcpu
+        self._schedule()
+
+    def wake(self, vcpu: int) -> None:
+        """See `Upcall.wake`: Dom0 does not poll."""
+
+    def block(self, vcpu: int, ports: tuple[int, ...] | None, deadline: int | None) -> None:
+        """See `Upcall.block`: Dom0 is a loop and does not block here."""
+
+    def set_timer(self, vcpu: int, deadline: int | None) -> None:
+        """See `Upcall.set_timer`: the loop has timers of its own."""
+
+    def add_page(self, gfn: int) -> memoryview:
+        """See `Upcall.add_page`."""
+        raise NotImplementedError(f"Dom0 asks for a page at {gfn:#x}")
+
+    def populated(self, gfn: int, count: int) -> None:
+        """See `Upcall.populated`."""
+
+    def released(self, gfn: int, count: int) -> None:
+        """See `Upcall.released`."""
+
+    def time_info(self) -> bytes:
+        """See `Upcall.time_info`: nobody reads Dom0's."""
+        return bytes(abi.VCPU_TIME_INFO.size)
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """The upcall: take pending ports in the order that a kernel does, selector word by selector word."""
+        self._scheduled = False
+        for port in self._take_pending():
+            handler = self._handlers.get(port)
+            if handler is not None:
+                handler()
+
+    def _take_pending(self) -> list[int]:
+        info, shared = self.domain.vcpus[0].info, self.domain.shared_info
+        with self.xen.lock:
+            info[abi.VCPU_UPCALL_PENDING] = 0
+            (selector,) = _WORD.unpack_from(info, abi.VCPU_PENDING_SEL)
+            _WORD.pack_into(info, abi.VCPU_PENDING_SEL, 0)
+            ports = []
+            while selector:
+                word = (selector & -selector).bit_length() - 1
+                selector &= selector - 1
+                (pending,) = _WORD.unpack_from(shared, abi.SHARED_EVTCHN_PENDING + 8 * word)
+                _WORD.pack_into(shared, abi.SHARED_EVTCHN_PENDING + 8 * word, 0)
+                while pending:
+                    ports.append(64 * word + (pending & -pending).bit_length() - 1)
+                    pending &= pending - 1
+            return ports
+
+    def close(self) -> None:
+        """Close every port and give back Dom0's memory."""
+        for port in list(self._handlers):
+            self.unbind(port)
+        self._memory.close()

@@ -1,0 +1,1 @@
+"""The hypervisor of the Xen architecture: domains, hypercalls, event channels, grant tables."""

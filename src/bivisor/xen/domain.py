@@ -1,0 +1,218 @@
+"""A domain: its identity, its life, its memory as frames, and its virtual processors as the hypervisor sees them.
+
+created → paused ⇄ running ⇄ blocked → shutdown (with a reason) → dying → gone. What holds a reference to a domain (a
+mapped grant of it, a port bound to it) keeps it in "dying"; its id is not given to another before it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from bivisor.abi.xen import xen as abi
+from bivisor.abi.xen.errno import Errno
+from bivisor.errors import GuestAddressError
+from bivisor.memory import PAGE, GuestMemory
+from bivisor.xen.errors import XenError
+
+if TYPE_CHECKING:
+    from bivisor.xen.event_channel import EventChannels
+    from bivisor.xen.grant_table import GrantTable
+
+
+MAX_GFN = 1 << 28
+"""A guest-physical address space of 40 bits."""
+
+MAX_ADDED = 256
+"""Pages that a guest may ask for outside its memory: grant-table frames and the like. No reason for more is known."""
+
+
+class State(Enum):
+    """Where a domain is in its life."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTDOWN = "shutdown"
+    DYING = "dying"
+    GONE = "gone"
+
+
+class Upcall(Protocol):
+    """What runs the domain: an engine's processors for a guest, Python for Dom0."""
+
+    def event(self, vcpu: int) -> None:
+        """`evtchn_upcall_pending` of `vcpu` has been set: interrupt it, or wake it if it sleeps. From any thread."""
+
+    def wake(self, vcpu: int) -> None:
+        """One of the ports that `vcpu` polls has become pending, masked or not. From any thread."""
+
+    def block(self, vcpu: int, ports: tuple[int, ...] | None, deadline: int | None) -> None:
+        """Once the hypercall has returned, let `vcpu` sleep until an event is pending (or one of `ports`, for a poll),
+        or until system time `deadline` in nanoseconds."""
+
+    def set_timer(self, vcpu: int, deadline: int | None) -> None:
+        """Raise VIRQ_TIMER on `vcpu` at system time `deadline` in nanoseconds; None stops it."""
+
+    def add_page(self, gfn: int) -> memoryview:
+        """Put a new page of zeroes at `gfn`, where the domain has no memory."""
+
+    def populated(self, gfn: int, count: int) -> None:
+        """`count` frames from `gfn` on are the domain's again."""
+
+    def released(self, gfn: int, count: int) -> None:
+        """`count` frames from `gfn` on are not the domain's any more: give their memory back to the host."""
+
+    def time_info(self) -> bytes:
+        """`struct vcpu_time_info` for now."""
+
+
+class VcpuInfo:
+    """The hypervisor's side of one virtual processor: its `struct vcpu_info`, wherever the guest has put it."""
+
+    def __init__(self, index: int, info: memoryview) -> None:
+        self.index = index
+        self.info = info
+        self.upcall_vector = 0
+        self.callback_vector = 0
+        self.polling: frozenset[int] | None = None
+
+    def move(self, info: memoryview) -> None:
+        """VCPUOP_register_vcpu_info: the structure lives at `info` (64 bytes) from now on, with what it held."""
+        info[:] = bytes(self.info)
+        self.info = info
+
+
+class Domain:
+    """One domain. Fields that hold subsystems (`events`, `grants`) are set by the hypervisor that creates it."""
+
+    events: EventChannels
+    grants: GrantTable
+
+    def __init__(
+        self,
+        domid: int,
+        memory: GuestMemory,
+        *,
+        privileged: bool = False,
+        vcpus: int = 1,
+        max_pages: int | None = None,
+        upcall: Upcall,
+    ) -> None:
+        self.domid = domid
+        self.memory = memory
+        self.privileged = privileged
+        self.state = State.CREATED
+        self.shutdown_reason: abi.ShutdownReason | None = None
+        self.upcall = upcall
+        self.max_pages = memory.size // PAGE if max_pages is None else max_pages
+        self.references: set[object] = set()
+        self.params: dict[int, int] = {}
+        self.memory_map: tuple[tuple[int, int, int], ...] = ()
+        self.online = {0}
+        self._absent: set[int] = set()
+        self._added: dict[int, memoryview] = {}
+        self._shared_page = bytearray(PAGE)
+        self.shared_info = memoryview(self._shared_page)
+        self.vcpus = [VcpuInfo(i, self._vcpu_slot(i)) for i in range(vcpus)]
+        self.on_gone: list[Callable[[Domain], None]] = []
+
+    def _vcpu_slot(self, index: int) -> memoryview:
+        start = index * abi.SHARED_VCPU_INFO_SIZE
+        return self.shared_info[start : start + abi.SHARED_VCPU_INFO_SIZE]
+
+    def frame(self, gfn: int) -> memoryview:
+        """The 4096 bytes of guest frame `gfn`, in place. XenError(EINVAL) where the domain has none."""
+        added = self._added.get(gfn)
+        if added is not None:
+            return added
+        if gfn in self._absent:  # ballooned out: what the host has there now is nobody's
+            raise XenError(Errno.EINVAL)
+        try:
+            return self.memory.view(gfn << abi.PAGE_SHIFT, PAGE)
+        except GuestAddressError:
+            raise XenError(Errno.EINVAL) from None
+
+    def own_frame(self, gfn: int) -> memoryview:
+        """Frame `gfn` if its memory is the domain's to give away. What others granted to it is not. EINVAL."""
+        view = self.frame(gfn)
+        if view.obj is not self.memory.ram.view.obj:
+            raise XenError(Errno.EINVAL)
+        return view
+
+    def frame_for(self, gfn: int) -> memoryview:
+        """Frame `gfn`; a new one where the guest has a hole in its memory. EINVAL outside what a guest can address."""
+        try:
+            return self.frame(gfn)
+        except XenError:
+            if gfn >= MAX_GFN or gfn in self._absent or len(self._added) >= MAX_ADDED:
+                raise
+        page = self._added[gfn] = self.upcall.add_page(gfn)
+        return page
+
+    @property
+    def pages(self) -> int:
+        """How many frames the domain has (XENMEM_current_reservation)."""
+        return self.memory.size // PAGE - len(self._absent)
+
+    @property
+    def maximum_gpfn(self) -> int:
+        """The highest frame number in use (XENMEM_maximum_gpfn)."""
+        start, length = self.memory.ram_ranges[-1]
+        return max((start + length) // PAGE - 1, *self._added) if self._added else (start + length) // PAGE - 1
+
+    def release(self, gfn: int, count: int) -> bool:
+        """XENMEM_decrease_reservation: frames go back to the host. False if one of them is not the domain's."""
+        frames = range(gfn, gfn + count)
+        if not self.memory.contains(gfn * PAGE, count * PAGE) or not self._absent.isdisjoint(frames):
+            return False
+        self._absent.update(frames)
+        self.upcall.released(gfn, count)
+        return True
+
+    def populate(self, gfn: int, count: int) -> bool:
+        """XENMEM_populate_physmap: frames that were released are the domain's again. False where that cannot be."""
+        frames = set(range(gfn, gfn + count))
+        if not frames <= self._absent or self.pages + count > self.max_pages:
+            return False
+        self._absent -= frames
+        self.upcall.populated(gfn, count)
+        return True
+
+    def block(self, vcpu: int, ports: tuple[int, ...] | None, deadline: int | None) -> None:
+        """SCHEDOP_block and SCHEDOP_poll."""
+        self.vcpus[vcpu].polling = None if ports is None else frozenset(ports)
+        self.upcall.block(vcpu, ports, deadline)
+
+    def set_timer(self, vcpu: int, deadline: int | None) -> None:
+        """VCPUOP_set_singleshot_timer."""
+        self.upcall.set_timer(vcpu, deadline)
+
+    def register_vcpu_info(self, index: int, info: memoryview) -> None:
+        """VCPUOP_register_vcpu_info: an event may have been missed in the move, so one is made pending, as Xen does."""
+        vcpu = self.vcpus[index]
+        vcpu.move(info)
+        self.write_time(index)
+        if not (vcpu.upcall_vector or vcpu.callback_vector or info[abi.VCPU_UPCALL_PENDING]):
+            return  # nothing could be missed yet, and an upcall to a guest without a vector would be its last
+        info[abi.VCPU_PENDING_SEL : abi.VCPU_PENDING_SEL + 8] = b"\xff" * 8
+        info[abi.VCPU_UPCALL_PENDING] = 1
+        self.upcall.event(index)
+
+    def write_time(self, index: int) -> None:
+        """Bring `vcpu_time_info` of a processor up to date; its version is odd while it changes."""
+        info = self.vcpus[index].info
+        at = abi.VCPU_TIME
+        version = int.from_bytes(info[at : at + 4], "little") + 2 & 0xFFFF_FFFE
+        info[at : at + 4] = (version - 1 & 0xFFFF_FFFF).to_bytes(4, "little")
+        info[at + 4 : at + abi.VCPU_TIME_INFO.size] = self.upcall.time_info()[4:]
+        info[at : at + 4] = version.to_bytes(4, "little")
+
+    def move_shared_info(self, page: memoryview) -> None:
+        """XENMAPSPACE_shared_info: `struct shared_info` lives in `page` from now on, with what it held."""
+        page[:] = bytes(self.shared_info)
+        inside = [vcpu for i, vcpu in enumerate(self.vcpus) if vcpu.info.obj is self.shared_info.obj]
+        self.shared_info = page
+        for vcpu in inside:
+            vcpu.info = self._vcpu_slot(vcpu.index)

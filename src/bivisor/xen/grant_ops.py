@@ -1,0 +1,151 @@
+"""What a grantee does: map, unmap and copy, as one function each that takes the calling domain and decoded arguments.
+
+Dom0 in this program is Python and uses these directly: `map_grant_ref` gives it the memory itself. For guests the
+hypercall's decoder (`hypercalls/grant_table.py`) calls them. GrantError says with which GNTST_* an operation fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bivisor.abi.xen.grant_table import GrantStatus
+from bivisor.abi.xen.xen import DOMID_SELF
+from bivisor.memory import PAGE
+from bivisor.xen.domain import Domain, State
+from bivisor.xen.errors import GrantError, XenError
+from bivisor.xen.grant_table import Held, Window, live
+from bivisor.xen.maptrack import Mapping
+
+
+def map_grant_ref(mapper: Domain, domid: int, ref: int, *, readonly: bool = False, gfn: int | None = None) -> Mapping:
+    """Map grant `ref` of domain `domid`, for a guest at its frame `gfn`. The view is the granter's own frame.
+
+    GrantError: BAD_DOMAIN, BAD_GNTREF, BAD_PAGE (the granter has no such frame), NO_SPACE (no handle left), or
+    GENERAL_ERROR (the entry does not grant that to `mapper`, or it cannot be mapped there).
+    """
+    table = mapper.grants
+    domains = table.domains
+    with domains.lock:
+        if mapper.state is State.DYING or mapper.state is State.GONE:  # nobody would unmap it
+            raise GrantError(GrantStatus.GENERAL_ERROR)
+        table.maptrack.check_room()
+        granter = live(domains, domid)
+        frame = granter.grants.pin(ref, mapper.domid, readonly=readonly).view
+        view = frame.toreadonly() if readonly else frame[:]
+        if gfn is not None:
+            try:
+                domains.map_frame(mapper, gfn, view, readonly)
+            except XenError:
+                granter.grants.unpin(ref, readonly=readonly)
+                raise GrantError(GrantStatus.GENERAL_ERROR) from None
+        mapping = Mapping(domid, ref, view, readonly=readonly, gfn=gfn)
+        table.maptrack.add(mapping)
+        granter.references.add(mapping)
+        return mapping
+
+
+def unmap_grant_ref(mapper: Domain, handle: int) -> None:
+    """Take back a mapping. Its view is released: whoever still uses it is refused, not the granter harmed.
+
+    GrantError: BAD_HANDLE, or GENERAL_ERROR where the view is in use at this moment, by a system call for one.
+    """
+    table = mapper.grants
+    with table.domains.lock:
+        mapping = table.maptrack.get(handle)
+        if mapping.gfn is not None:
+            try:
+                table.domains.unmap_frame(mapper, mapping.gfn)
+            except XenError:
+                raise GrantError(GrantStatus.GENERAL_ERROR) from None
+        try:
+            mapping.view.release()
+        except BufferError:
+            if mapping.gfn is None:
+                raise GrantError(GrantStatus.GENERAL_ERROR) from None
+        table.forget(mapping)
+
+
+@dataclass(frozen=True, slots=True)
+class GrantEnd:
+    """One end of a copy: byte `offset` of what grant `ref` of `domid` gives the caller."""
+
+    domid: int
+    ref: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrameEnd:
+    """One end of a copy: byte `offset` of the caller's own frame `gfn`."""
+
+    gfn: int
+    offset: int
+
+
+def copy(caller: Domain, source: GrantEnd | FrameEnd, dest: GrantEnd | FrameEnd, length: int) -> None:
+    """Copy `length` bytes within a page each. GrantError, and then nothing has been copied.
+
+    BAD_COPY_ARG beyond a page, BAD_DOMAIN, BAD_GNTREF, BAD_PAGE, GENERAL_ERROR (not granted, or beyond a sub-page).
+    """
+    if source.offset + length > PAGE or dest.offset + length > PAGE:
+        raise GrantError(GrantStatus.BAD_COPY_ARG)
+    held: Held = []
+    with caller.grants.domains.lock:
+        try:
+            from_ = _reach(caller, source, length, held, readonly=True)
+            to = _reach(caller, dest, length, held, readonly=False)
+            to.view[dest.offset : dest.offset + length] = from_.view[source.offset : source.offset + length]
+            to.domain.memory.written(to.gfn * PAGE + dest.offset, length)
+        finally:
+            _let_go(held)
+
+
+def copy_from(caller: Domain, source: GrantEnd, into: memoryview) -> None:
+    """Fill `into`, which is the caller's own, from a grant. GrantError as for `copy`."""
+    length = len(into)
+    if source.offset + length > PAGE:
+        raise GrantError(GrantStatus.BAD_COPY_ARG)
+    held: Held = []
+    with caller.grants.domains.lock:
+        try:
+            window = _reach(caller, source, length, held, readonly=True)
+            into[:] = window.view[source.offset : source.offset + length]
+        finally:
+            _let_go(held)
+
+
+def copy_to(caller: Domain, dest: GrantEnd, data: bytes | bytearray | memoryview) -> None:
+    """Copy `data` to a grant. GrantError as for `copy`."""
+    length = len(data)
+    if dest.offset + length > PAGE:
+        raise GrantError(GrantStatus.BAD_COPY_ARG)
+    held: Held = []
+    with caller.grants.domains.lock:
+        try:
+            window = _reach(caller, dest, length, held, readonly=False)
+            window.view[dest.offset : dest.offset + length] = data
+            window.domain.memory.written(window.gfn * PAGE + dest.offset, length)
+        finally:
+            _let_go(held)
+
+
+def _reach(caller: Domain, end: GrantEnd | FrameEnd, length: int, held: Held, *, readonly: bool) -> Window:
+    """What `end` gives the caller; the copy stays within it."""
+    match end:
+        case GrantEnd(domid, ref, offset):
+            domains = caller.grants.domains
+            granter = caller if domid == DOMID_SELF else live(domains, domid)
+            window = granter.grants.acquire(ref, caller.domid, held, readonly=readonly)
+            if offset < window.start or offset + length > window.start + window.length:
+                raise GrantError(GrantStatus.GENERAL_ERROR)
+            return window
+        case FrameEnd(gfn):
+            try:
+                return Window(caller, gfn, caller.own_frame(gfn))
+            except XenError:
+                raise GrantError(GrantStatus.BAD_PAGE) from None
+
+
+def _let_go(held: Held) -> None:
+    for table, ref, readonly in held:
+        table.give_back(ref, readonly=readonly)

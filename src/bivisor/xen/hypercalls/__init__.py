@@ -1,0 +1,1 @@
+"""The hypercalls, a module for each: decode the arguments, check them, carry out."""

@@ -1,0 +1,67 @@
+"""xen_version (version.h): what hypervisor this is, and what it can do for a guest of this kind."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from bivisor.abi.xen.errno import Errno
+from bivisor.abi.xen.xen import EXTRAVERSION, XEN_VERSION, Feature, VersionOp
+from bivisor.memory import PAGE
+from bivisor.xen.call import Call
+from bivisor.xen.errors import XenError
+
+_FEATURES = (
+    1 << Feature.AUTO_TRANSLATED_PHYSMAP
+    | 1 << Feature.SUPERVISOR_MODE_KERNEL
+    | 1 << Feature.HVM_CALLBACK_VECTOR
+    | 1 << Feature.HVM_SAFE_PVCLOCK
+    | 1 << Feature.MEMORY_OP_VNODE_SUPPORTED
+)
+_CAPABILITIES = b"xen-3.0-x86_64 hvm-3.0-x86_64 \0"
+_VIRT_START = 0xFFFF_8000_0000_0000
+_COMPILE_INFO = b"".join(text.ljust(size, b"\0") for text, size in ((b"Bivisor", 64), (b"", 16), (b"", 32), (b"", 32)))
+
+
+def _get_features(call: Call, arg: int) -> int:
+    (submap,) = struct.unpack("<I", call.read(arg, 4))
+    features = _FEATURES if submap == 0 else 0
+    if submap == 0 and call.domain.privileged:
+        features |= 1 << Feature.DOM0
+    call.write(arg + 4, struct.pack("<I", features))
+    return 0
+
+
+def _text(text: bytes) -> Callable[[Call, int], int]:
+    def answer(call: Call, arg: int) -> int:
+        call.write(arg, text)
+        return 0
+
+    return answer
+
+
+def _handle(call: Call, arg: int) -> int:
+    call.write(arg, struct.pack("<QQ", call.domain.domid, 0))
+    return 0
+
+
+_OPS: dict[int, Callable[[Call, int], int]] = {
+    VersionOp.VERSION: lambda _, __: XEN_VERSION,
+    VersionOp.EXTRAVERSION: _text(EXTRAVERSION),
+    VersionOp.COMPILE_INFO: _text(_COMPILE_INFO),
+    VersionOp.CAPABILITIES: _text(_CAPABILITIES),
+    VersionOp.CHANGESET: _text(b"unavailable\0"),
+    VersionOp.PLATFORM_PARAMETERS: _text(struct.pack("<Q", _VIRT_START)),
+    VersionOp.GET_FEATURES: _get_features,
+    VersionOp.PAGESIZE: lambda _, __: PAGE,
+    VersionOp.GUEST_HANDLE: _handle,
+    VersionOp.COMMANDLINE: _text(b"\0"),
+}
+
+
+def xen_version(call: Call, cmd: int, arg: int, *_: int) -> int:
+    """HYPERVISOR_xen_version(cmd, arg)."""
+    op = _OPS.get(cmd)
+    if op is None:
+        raise XenError(Errno.ENOSYS)
+    return op(call, arg)
