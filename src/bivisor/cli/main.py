@@ -1,0 +1,108 @@
+"""The command `bivisor`: finds the subcommand, and turns every error into one line and an exit status.
+
+A subcommand is imported when it is called and not before: the time until a guest runs is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from bivisor.errors import BivisorError
+
+_COMMANDS = {
+    "run": ("bivisor.cli.run", "Boot a guest: a shell on its console, or one command."),
+    "image": ("bivisor.cli.image", "Prepare, list, build and inspect what guests are booted from."),
+    "check": ("bivisor.cli.check", "Say what this host can do for guests, and how fast."),
+}
+INTERRUPTED = 130
+
+
+class _Lazy(click.Group):
+    """A group whose commands are modules."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(_COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, words) for name, (_, words) in _COMMANDS.items()])
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from bivisor import __version__
+
+        click.echo(f"bivisor {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="BIVISOR_CACHE names the directory for kernels; BIVISOR_DEBUG=1 shows where an error came from.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+def cli() -> None:
+    """KVM and Xen in Python: runs stock Linux kernels, with /dev/kvm or without."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit status."""
+    _fill_standard_streams()
+    sys.exit(status_of(sys.argv[1:] if arguments is None else arguments))
+
+
+def status_of(arguments: Sequence[str]) -> int:
+    """The exit status of `arguments`; errors are told on standard error in one line."""
+    try:
+        result = cli.main(args=list(arguments), prog_name="bivisor", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as left:
+        return left.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        where = f" (see {context.command_path} --help)" if context is not None else ""
+        return _tell(error, error.format_message().rstrip(".") + where, error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BivisorError as error:
+        return _tell(error, str(error), error.status)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        words = f"internal error: {type(error).__name__}: {error} (BIVISOR_DEBUG=1 shows where)"
+        return _tell(error, words, 70)
+
+
+def _tell(error: BaseException, words: str, status: int) -> int:
+    if os.environ.get("BIVISOR_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"bivisor: {' '.join(words.split())}", file=sys.stderr)
+    return status
+
+
+def _fill_standard_streams() -> None:
+    """A descriptor below 3 that is closed would become the next file opened, and get what was meant for a terminal."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)

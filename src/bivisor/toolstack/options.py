@@ -1,0 +1,142 @@
+"""What can be asked of a machine, as one frozen record, and how the words of a command line become it.
+
+Everything that can be told wrong without looking at the host is refused here, with one line: UsageError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bivisor.errors import UsageError
+
+MIB = 1 << 20
+_UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
+_DISK_QUEUES_MAX = 16
+
+
+def parse_memory(text: str | int) -> int:
+    """Bytes of "512" (MiB), "512M", "2G" or "2GiB"; a number is MiB, too. UsageError for less than 1 MiB."""
+    words = str(text).strip().upper().removesuffix("IB").removesuffix("B")
+    number = words.rstrip("KMGT")
+    unit = _UNITS.get(words[len(number) :])
+    if unit is None or not (number.isascii() and number.isdigit()):
+        raise UsageError(f"memory {str(text)!r}: a number of MiB, or a number with K, M, G or T, as in 512M")
+    size = int(number) * unit
+    if size < MIB:
+        raise UsageError(f"memory {str(text)!r}: a machine needs at least 1 MiB")
+    return -(-size // MIB) * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class DiskOption:
+    """A raw image or block device; `queues` request queues (1 to 16), `serial` up to 20 bytes."""
+
+    path: Path
+    read_only: bool = False
+    queues: int = 1
+    serial: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> DiskOption:
+        """PATH[,ro][,queues=N][,serial=S]. A comma in PATH is fine as long as no option follows it by name."""
+        path, words = _split(text, ("ro", "queues", "serial"))
+        queues = _number("disk", "queues", words.pop("queues", "1"), 1, _DISK_QUEUES_MAX)
+        serial = words.pop("serial", "")
+        if not path:
+            raise UsageError(f"disk {text!r}: a path comes first, as in disk.img,ro")
+        if len(serial.encode()) > 20:
+            raise UsageError(f"disk {path}: the serial {serial!r} has more than 20 bytes")
+        return cls(Path(path), "ro" in words, queues, serial)
+
+
+@dataclass(frozen=True, slots=True)
+class NetOption:
+    """A network interface. `kind` is "user" (passt), "tap" (`target` is the device) or "socket" (`target` is a path);
+    without `mac` it gets one by its place."""
+
+    kind: str
+    target: str = ""
+    mac: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> NetOption:
+        """user, tap=NAME or socket=PATH, each with ,mac=AA:BB:CC:DD:EE:FF if wanted."""
+        first, words = _split(text, ("mac",))
+        kind, _, target = first.partition("=")
+        if kind not in ("user", "tap", "socket") or bool(target) == (kind == "user"):
+            raise UsageError(f"net {text!r}: it is user, tap=NAME or socket=PATH, and ,mac=ADDRESS if wanted")
+        return cls(kind, target, words.get("mac", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """One machine. `memory` is in bytes. No `kernel`: the default guest; no `initrd`: one that fits the kernel.
+    `command` runs instead of an interactive shell. `verbose`: the guest's kernel says what it does."""
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    protocol: str | None = None
+    memory: int = 256 * MIB
+    cpus: int = 1
+    disks: tuple[DiskOption, ...] = ()
+    nets: tuple[NetOption, ...] = ()
+    engine: str = "auto"
+    command: str | None = None
+    verbose: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        kernel: str | Path | None = None,
+        initrd: str | Path | None = None,
+        append: str = "",
+        protocol: str | None = None,
+        memory: str | int = 256,
+        cpus: int = 1,
+        disks: Iterable[str | Path | DiskOption] = (),
+        nets: Iterable[str | NetOption] = (),
+        engine: str = "auto",
+        command: str | None = None,
+        verbose: bool = False,
+    ) -> RunOptions:
+        """The options in the words of the command line (`memory` in MiB or with a unit). UsageError in one line."""
+        if cpus < 1:
+            raise UsageError(f"{cpus} processors: a machine has at least one")
+        return cls(
+            kernel=None if kernel is None else Path(kernel),
+            initrd=None if initrd is None else Path(initrd),
+            append=append,
+            protocol=protocol,
+            memory=parse_memory(memory),
+            cpus=cpus,
+            disks=tuple(disk if isinstance(disk, DiskOption) else DiskOption.parse(str(disk)) for disk in disks),
+            nets=tuple(net if isinstance(net, NetOption) else NetOption.parse(net) for net in nets),
+            engine=engine,
+            command=command,
+            verbose=verbose,
+        )
+
+
+def _split(text: str, names: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The part before the first option of these `names`, and the options. UsageError for one that is given twice."""
+    parts = text.split(",")
+    first = [parts.pop(0)]
+    while parts and parts[0].partition("=")[0] not in names:
+        first.append(parts.pop(0))
+    words: dict[str, str] = {}
+    for part in parts:
+        name, _, value = part.partition("=")
+        if name not in names or name in words:
+            raise UsageError(f"{text!r}: {part!r} is not one of {', '.join(names)}, once each")
+        words[name] = value
+    return ",".join(first), words
+
+
+def _number(what: str, name: str, text: str, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        raise UsageError(f"{what}: {name}={text} has to be a number from {low} to {high}")
+    return int(text)

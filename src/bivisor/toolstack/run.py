@@ -1,0 +1,152 @@
+"""One run of a guest on this process's own streams, from options to exit status: what `bivisor run` does."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from bivisor.errors import UsageError
+from bivisor.host.tty import raw_terminal
+from bivisor.kvm import End, Outcome, VirtualMachine
+from bivisor.toolstack.launch import Payload, launch, payload
+from bivisor.toolstack.options import RunOptions
+from bivisor.toolstack.session import CommandSession, Log
+from bivisor.toolstack.terminal import TerminalSession
+
+if TYPE_CHECKING:
+    from bivisor.toolstack.watch import Watcher
+
+TIMED_OUT = 124
+_LAST_LINES = 20
+_ABNORMAL = {End.RESET, End.PANIC, End.SHUTDOWN, End.DEAD, End.ENGINE}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How much of a run is shown. `trace` is a file's name, or "-" for standard error; `timeout` is in seconds."""
+
+    timeout: float | None = None
+    stats: bool = False
+    as_json: bool = False
+    trace: str | None = None
+    verbose: bool = False
+    quiet: bool = False
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP: leave as with Ctrl-C."""
+
+
+def run(options: RunOptions, view: View) -> int:
+    """Run a guest until it ends or is left; the exit status."""
+    if view.timeout is not None and not view.timeout > 0:
+        raise UsageError(f"--timeout {view.timeout:g}: a number of seconds above 0")
+    with ExitStack() as stack:
+        stack.enter_context(_signals())
+        watcher = _watcher(view, stack)
+        try:
+            status = _run(options, view, watcher, stack)
+        except (KeyboardInterrupt, _Terminated):
+            status = End.STOPPED.value
+        return status
+
+
+def _run(options: RunOptions, view: View, watcher: Watcher | None, stack: ExitStack) -> int:
+    found = payload(options)
+    log = Log(_to_stderr if view.verbose else None)
+    session: CommandSession | TerminalSession
+    if options.command is not None:
+        session = CommandSession(options.command, log=log)
+    else:
+        session = TerminalSession(virtio=_has_hvc(options, found), is_terminal=os.isatty(0), log=log)
+    vm = launch(options, session, found=found, wrap=watcher.wrap if watcher else None)
+    stack.callback(vm.close)
+    if watcher is not None:
+        watcher.watch(vm)
+    if view.verbose:
+        _say(f"engine {vm.why}")
+
+    outcome = _until_the_end(vm, session, view)
+    if watcher is not None and watcher.timed:
+        watcher.report(as_json=view.as_json)
+    if outcome is None:
+        _say(f"the guest did not end within {view.timeout:g} s")
+        return TIMED_OUT
+    if outcome.end is End.STOPPED and isinstance(session, TerminalSession) and not view.quiet:
+        _say(str(outcome))
+    if outcome.end in _ABNORMAL:
+        if not view.verbose and not (isinstance(session, TerminalSession) and session.was_seen):
+            for line in log.lines(_LAST_LINES):
+                print(line, file=sys.stderr)
+        reason = log.panic() if outcome.end is End.PANIC else ""
+        _say(f"{outcome}: {reason}" if reason else str(outcome))
+    return outcome.exit_status
+
+
+def _has_hvc(options: RunOptions, found: Payload) -> bool:
+    """Whether the guest's shell will be on the virtio console: the last console= counts."""
+    consoles = [word for word in options.append.split() if word.startswith("console=")]
+    return found.ours and (not consoles or consoles[-1].startswith("console=hvc"))
+
+
+def _until_the_end(vm: VirtualMachine, session: CommandSession | TerminalSession, view: View) -> Outcome | None:
+    gc.freeze()  # what is there stays
+    gc.enable()
+    if isinstance(session, CommandSession):
+        vm.start()
+        outcome = vm.wait(view.timeout)
+    else:
+        if os.isatty(0) and not view.quiet:
+            _say(f"booting a guest with {vm.why or 'an engine of its own'}; Ctrl-] leaves")
+        with raw_terminal(0, session.resize):
+            vm.start()
+            outcome = vm.wait(view.timeout)
+    if outcome is None:
+        vm.stop()
+        vm.wait()
+        vm.drain()  # and no waiting for whoever should read it
+    else:
+        session.drain(vm)
+    return outcome
+
+
+def _watcher(view: View, stack: ExitStack) -> Watcher | None:
+    stats = view.stats or view.as_json
+    if not stats and view.trace is None:
+        return None
+    from bivisor.toolstack.watch import Watcher, open_trace
+
+    trace = None if view.trace is None else stack.enter_context(open_trace(view.trace))
+    return Watcher(trace, timed=stats)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP give everything back, too."""
+
+    def ended(number: int, _: FrameType | None) -> None:
+        raise _Terminated
+
+    numbers = signal.SIGTERM, signal.SIGHUP
+    before = [signal.signal(number, ended) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _to_stderr(data: bytes) -> None:
+    sys.stderr.buffer.write(data)
+    sys.stderr.flush()
+
+
+def _say(words: str) -> None:
+    print(f"bivisor: {words}", file=sys.stderr, flush=True)
