@@ -1,0 +1,223 @@
+"""What a VM exit costs when Python handles it, beside the same loop in C.
+
+Both run the same guest, which writes one byte to a port for ever, and both look the port up in a table and call what
+stands there. Rounds alternate, so that both see the same machine; the ratio is that of the medians. Usage:
+
+    python bench/exits.py [--rounds 7] [--exits 50000] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bivisor.cpu.contract import Engine, ExitHandler, Vcpu
+from bivisor.cpu.exits import Exit, Mmio, PortIo
+from bivisor.cpu.select import open_engine
+from bivisor.errors import BivisorError
+from bivisor.memory import GuestMemory
+from bivisor.platform.bus import mmio_bus, port_bus
+
+CODE_AT = 0x1000
+PORT = 0x3F8
+HOLE = 0x9000
+TARGET = 1.4
+
+# mov dx, 0x3f8; mov al, 'A'; 1: out dx, al; jmp 1b
+PIO_GUEST = bytes.fromhex("baf803 b041 ee ebfd")
+# mov al, 'A'; 1: mov [0x9000], al; jmp 1b
+MMIO_GUEST = bytes.fromhex("b041 a20090 ebfb")
+
+
+class Sink:
+    """A device that keeps the last byte written to it."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def read(self, offset: int, size: int) -> int:
+        return self.last
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.last = value
+
+
+class Counted:
+    """Dispatches exits to a bus as a machine does, and ends the run after `limit` of them."""
+
+    def __init__(self) -> None:
+        self.ports = port_bus()
+        self.ports.attach(PORT, 8, Sink(), "sink")
+        self.mmio = mmio_bus()
+        self.mmio.attach(HOLE, 0x1000, Sink(), "sink")
+        self.left = 0
+
+    def handler(self) -> ExitHandler:
+        """A table indexed by the class of the exit."""
+        ports, mmio = self.ports, self.mmio
+
+        def port_io(exit_: PortIo) -> None:
+            ports.write(exit_.port, exit_.size, int.from_bytes(exit_.data, "little"))
+
+        def memory_io(exit_: Mmio) -> None:
+            mmio.write(exit_.address, exit_.length, int.from_bytes(exit_.data, "little"))
+
+        table: dict[type, Callable[..., None]] = {PortIo: port_io, Mmio: memory_io}
+
+        def handle(exit_: Exit) -> bool:
+            table[type(exit_)](exit_)
+            self.left -= 1
+            return self.left > 0
+
+        return handle
+
+
+@dataclass
+class Result:
+    """Microseconds an exit, a round each."""
+
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.rounds[name])
+
+    @property
+    def ratio(self) -> float | None:
+        """Python's cost over C's."""
+        if "c" in self.rounds and "kvm pio" in self.rounds:
+            return self.median("kvm pio") / self.median("c")
+        return None
+
+    def to_dict(self) -> dict[str, object]:
+        medians = {name: round(self.median(name), 3) for name in self.rounds}
+        ratio = self.ratio
+        return {
+            "median_us": medians,
+            "rounds_us": {name: [round(t, 3) for t in times] for name, times in self.rounds.items()},
+            "ratio_kvm_pio_to_c": None if ratio is None else round(ratio, 3),
+            "target": TARGET,
+            "notes": self.notes,
+        }
+
+
+def guest(engine: Engine, code: bytes, stack: ExitStack) -> Vcpu:
+    """A processor in real mode that is about to run `code`."""
+    memory = stack.enter_context(GuestMemory(HOLE // 0x1000 * 0x1000))
+    machine = stack.enter_context(engine.create_machine())
+    machine.map(memory.slots[0])
+    memory.write(CODE_AT, code)
+    vcpu = machine.create_vcpu()
+    sregs = vcpu.get_sregs()
+    sregs.cs.base, sregs.cs.selector = 0, 0
+    vcpu.set_sregs(sregs)
+    regs = vcpu.get_regs()
+    regs.rip, regs.rflags = CODE_AT, 2
+    vcpu.set_regs(regs)
+    return vcpu
+
+
+def rounds_of(vcpu: Vcpu) -> Callable[[int], float]:
+    """A function that lets the guest exit `count` times and returns the microseconds that each took."""
+    counted = Counted()
+    handler = counted.handler()
+
+    def one(count: int) -> float:
+        counted.left = count
+        started = time.perf_counter()
+        vcpu.run(handler)
+        return (time.perf_counter() - started) / count * 1e6
+
+    return one
+
+
+class CLoop:
+    """The loop in C, compiled for the occasion: a process that does one round for each line it reads."""
+
+    def __init__(self, compiler: str, directory: Path) -> None:
+        source = Path(__file__).with_name("exits.c")
+        binary = directory / "exits"
+        subprocess.run([compiler, "-O2", "-o", str(binary), str(source)], check=True)
+        self.process = subprocess.Popen([str(binary)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def one(self, count: int) -> float:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the C loop ended with status {self.process.wait()}")
+        return float(line)
+
+    def close(self) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def measure(rounds: int, exits: int) -> Result:
+    result = Result()
+    with ExitStack() as stack:
+        measures: dict[str, Callable[[int], float]] = {}
+        compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+        kvm = engine_or_note("kvm", result)
+        if kvm is not None:
+            stack.callback(kvm.close)
+            if compiler is None:
+                result.notes.append("no C compiler (cc, gcc or clang): nothing to compare with")
+            else:
+                c_loop = CLoop(compiler, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+                stack.callback(c_loop.close)
+                measures["c"] = c_loop.one
+        for engine in (kvm, engine_or_note("soft", result)):
+            if engine is not None:
+                measures[f"{engine.name} pio"] = rounds_of(guest(engine, PIO_GUEST, stack))
+                measures[f"{engine.name} mmio"] = rounds_of(guest(engine, MMIO_GUEST, stack))
+        for one in measures.values():
+            one(max(1, exits // 10))
+        for _ in range(rounds):
+            for name, one in measures.items():
+                result.rounds.setdefault(name, []).append(one(exits))
+    return result
+
+
+def engine_or_note(name: str, result: Result) -> Engine | None:
+    try:
+        return open_engine(name)[0]
+    except BivisorError as error:
+        result.notes.append(f"{name} is left out: {error}")
+        return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--exits", type=int, default=50_000, help="exits in a round")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    result = measure(options.rounds, options.exits)
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        for name, times in result.rounds.items():
+            print(f"{name:10}  {statistics.median(times):7.2f} µs an exit   ({min(times):.2f} to {max(times):.2f})")
+        for note in result.notes:
+            print(note)
+        if result.ratio is not None:
+            print(f"kvm pio in Python / in C: {result.ratio:.2f} (at most {TARGET})")
+    return 0 if result.ratio is None or result.ratio <= TARGET else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
