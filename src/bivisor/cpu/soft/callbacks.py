@@ -239,7 +239,7 @@ class Callbacks(Accesses):
 
     def _inta(self) -> int:
         try:
-            return self._vcpu.inta()
+            return self._vcpu.interrupts.inta()
         except BaseException as error:
             self.error = error
             self._cpu.interrupt()

@@ -334,7 +334,7 @@ class SoftMachine:
             return
         vcpu.apic.intr = level
         if level:
-            vcpu.post(vcpu.apic_changed)
+            vcpu.post(vcpu.interrupts.apic_changed)
 
     def acknowledge(self) -> int:
         """The INTA cycle."""

@@ -31,6 +31,7 @@ from bivisor.cpu.soft import private as p
 from bivisor.cpu.soft import state
 from bivisor.cpu.soft.alarm import Alarm
 from bivisor.cpu.soft.callbacks import Callbacks
+from bivisor.cpu.soft.interrupts import Interrupts
 from bivisor.cpu.soft.lapic import LocalApic
 from bivisor.cpu.soft.model import CpuidTable, cpuid_model
 from bivisor.cpu.soft.msr import LIBRARY_OWNED, MsrFault, Msrs
@@ -78,16 +79,12 @@ class SoftVcpu:
         self._wake.acquire()
         self._thread = 0
         self._running = threading.Lock()
-        self._queued = -1
-        self._window = False
         self._debug = GuestDebug()
         self._inject: tuple[int, int] | None = None
         self.resume: Callable[[], None] | None = None
         self.inside = False
         self._alarm = Alarm(self.poke, f"bivisor-timer-{index}")
-        self.apic = LocalApic(index, self)
-        if machine.irqchip != "none":
-            self.apic.base = 0xFEE0_0800 | (0x100 if index == 0 else 0)
+        self.interrupts = Interrupts(self, self._alarm)
         self.msrs = Msrs(self.cpu, self.apic, machine, machine.tsc_khz)
         self.callbacks = Callbacks(self)
         self._closed = False
@@ -194,8 +191,8 @@ class SoftVcpu:
         inbox = self._inbox
         while inbox:
             inbox.popleft()()
-        self.apic.tick()
-        self.apic_changed()
+        self.interrupts.apic.tick()
+        self.interrupts.apic_changed()
 
     def _halt(self) -> Exit | None:
         """HLT with interrupt controllers: sleep until something wakes the guest; None when it goes on."""
@@ -266,105 +263,35 @@ class SoftVcpu:
 
         return observed
 
-    # ---------------------------------------------------------------- interrupts (lapic.Owner, and without an APIC)
+    # ---------------------------------------------------------------- interrupts
 
-    def apic_changed(self) -> None:
-        """See `lapic.Owner`."""
-        if self._queued >= 0 or self._window or self.apic.pending() >= 0 or self._extint():
-            cpu = self.cpu
-            cpu.interrupt_request.value |= p.INTERRUPT_HARD
-            cpu.look()
-
-    def _extint(self) -> bool:
-        return self.apic.intr and self.index == 0 and self.apic.accepts_extint()
-
-    def inta(self) -> int:
-        """The guest can take an interrupt now: which? -1 for none."""
-        apic = self.apic
-        if self._queued >= 0:
-            vector, self._queued = self._queued, -1
-            self.cpu_more(self._window)
-            return vector
-        if self._window:
-            self._window = False
-            self.callbacks.leave_with_window()
-            return -1
-        inflight = self.cpu_inflight()
-        if inflight >= 0:
-            self.cpu_more(True)
-            return inflight
-        apic.tick()
-        vector = apic.pending()
-        if vector >= 0:
-            apic.accept(vector)
-        elif self._extint():
-            vector = self.machine.acknowledge()
-        self.cpu_more(apic.pending() >= 0 or self._extint())
-        return vector
-
-    def cpu_more(self, more: bool) -> None:
-        """Whether another interrupt waits behind the one that `inta` returns."""
-        self.callbacks.context.more = more
-
-    def cpu_inflight(self) -> int:
-        """The vector whose delivery faulted and has to be repeated, or -1."""
-        return int(self.callbacks.context.inflight)
-
-    def apic_nmi(self) -> None:
-        """See `lapic.Owner`."""
-        self.cpu.interrupt_request.value |= p.INTERRUPT_NMI
-        self.cpu.look()
-
-    def apic_eoi(self, vector: int) -> None:
-        """See `lapic.Owner`."""
-        self.machine.end_of_interrupt(vector)
-
-    def apic_timer(self, deadline: float | None) -> None:
-        """See `lapic.Owner`."""
-        self._alarm.set(deadline)
-
-    def apic_send(self, destination: int, logical: bool, shorthand: int, mode: int, vector: int) -> None:
-        """See `lapic.Owner`: a soft machine has one processor, so there is nobody else to send to."""
-
-    def now(self) -> float:
-        """See `lapic.Owner`."""
-        return time.monotonic()
+    @property
+    def apic(self) -> LocalApic:
+        """Its local APIC."""
+        return self.interrupts.apic
 
     def tsc(self) -> int:
-        """See `lapic.Owner`."""
+        """The guest's time stamp counter now."""
         return int(self._rdtsc() + self.cpu.tsc_offset.value & (1 << 64) - 1)
-
-    def tsc_hz(self) -> float:
-        """See `lapic.Owner`."""
-        return self.machine.tsc_khz() * 1000.0
 
     def interrupt(self, vector: int) -> None:
         """See `Vcpu.interrupt`."""
-        if self.machine.irqchip != "none":
-            raise EngineError(
-                "KVM_INTERRUPT: the engine has this machine's interrupt controllers; use set_irq or signal_msi"
-            )
-        if not 0 <= vector < 256:
-            raise EngineError(f"interrupt vector {vector}: it has to be 0 to 255")
-        self._queued = vector
+        self.interrupts.queue(vector)
         self._halted = False
-        self.apic_changed()
 
     def request_interrupt_window(self, wanted: bool = True) -> None:
         """See `Vcpu.request_interrupt_window`."""
-        self._window = wanted
-        if wanted:
-            self.apic_changed()
+        self.interrupts.request_window(wanted)
 
     @property
     def ready_for_interrupt(self) -> bool:
         """See `Vcpu.ready_for_interrupt`."""
         flags = state.get_regs(self.cpu, inside=self.inside).rflags
-        return bool(flags & Rflags.IF) and not self.cpu.hflags.value & p.HF_INHIBIT_IRQ and self._queued < 0
+        return bool(flags & Rflags.IF) and not self.cpu.hflags.value & p.HF_INHIBIT_IRQ and self.interrupts.queued < 0
 
     def nmi(self) -> None:
         """See `Vcpu.nmi`."""
-        self.post(self.apic_nmi)
+        self.post(self.interrupts.apic_nmi)
 
     # ---------------------------------------------------------------- state
 
@@ -458,7 +385,7 @@ class SoftVcpu:
         return Events(
             exception=None if inject is None else inject[0],
             exception_error=None if inject is None or inject[0] not in p.WITH_ERROR_CODE else inject[1],
-            interrupt=self._queued if self._queued >= 0 else None,
+            interrupt=self.interrupts.queued if self.interrupts.queued >= 0 else None,
             interrupt_shadow=bool(cpu.hflags.value & p.HF_INHIBIT_IRQ),
             nmi_pending=bool(cpu.interrupt_request.value & p.INTERRUPT_NMI),
             nmi_masked=bool(cpu.hflags2.value & p.HF2_NMI_MASK),
@@ -468,14 +395,14 @@ class SoftVcpu:
         """See `Vcpu.set_events`."""
         cpu = self.cpu
         self._inject = None if events.exception is None else (events.exception, events.exception_error or 0)
-        self._queued = -1 if events.interrupt is None else events.interrupt
+        self.interrupts.queued = -1 if events.interrupt is None else events.interrupt
         shadow = p.HF_INHIBIT_IRQ if events.interrupt_shadow else 0
         cpu.hflags.value = cpu.hflags.value & ~p.HF_INHIBIT_IRQ | shadow
         request = cpu.interrupt_request.value & ~p.INTERRUPT_NMI
         cpu.interrupt_request.value = request | (p.INTERRUPT_NMI if events.nmi_pending or events.nmi_injected else 0)
         masked = p.HF2_NMI_MASK if events.nmi_masked else 0
         cpu.hflags2.value = cpu.hflags2.value & ~p.HF2_NMI_MASK | masked
-        self.apic_changed()
+        self.interrupts.apic_changed()
 
     def _start_injection(self) -> None:
         assert self._inject is not None
