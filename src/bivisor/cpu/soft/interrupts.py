@@ -1,7 +1,7 @@
 """When a soft processor's guest is interrupted: its local APIC, the 8259's line, a vector of the host's, NMIs.
 
-`Interrupts` owns the local APIC and is what that asks for (`lapic.Owner`). TCG asks `inta()` for a vector when the guest
-can take one; `apic_changed()` makes TCG ask.
+`Interrupts` owns the local APIC and is what that asks for (`lapic.Owner`). TCG asks `inta()` for a vector when the
+guest can take one; `apic_changed()` makes TCG ask.
 """
 
 from __future__ import annotations
