@@ -58,6 +58,8 @@ class PvhGuest:
         self._deferred: deque[Callable[[], None]] = deque()
         self._runs_code = False
         self._stopping = False
+        self._paused = False
+        self._gate = threading.Condition()
         self._thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.on_stop: Callable[[], None] = lambda: None
@@ -264,11 +266,50 @@ class PvhGuest:
         self._thread = threading.Thread(target=self._run, name=f"bivisor-dom{self.domain.domid}-vcpu0", daemon=True)
         self._thread.start()
 
+    def pause(self) -> None:
+        """Hold the processors: when it returns, no guest code runs. A second call does nothing. From any thread but
+        theirs, and not with a lock held that a hypercall takes."""
+        with self._xen.lock:
+            self._paused = True
+            if self.domain.state is State.RUNNING:
+                self.domain.state = State.PAUSED
+        self.vcpu.kick()
+        with self._gate:
+            self._gate.wait_for(lambda: not self._runs_code or self._thread is None)
+
+    def resume(self) -> None:
+        """Let processors that `pause()` holds go on. Nothing to do where it does not hold them."""
+        with self._xen.lock:
+            if self._paused and self.domain.state is State.PAUSED:
+                self.domain.state = State.RUNNING
+            self._paused = False
+        with self._gate:
+            self._gate.notify_all()
+
+    def _enter(self) -> bool:
+        """Wait while the domain is paused; whether guest code may run now."""
+        while True:
+            with self._gate:
+                self._gate.wait_for(lambda: not self._paused or self._stopping)
+            with self._xen.lock:
+                if self._stopping:
+                    return False
+                if not self._paused:
+                    self._runs_code = self.domain.state is State.RUNNING
+                    return self._runs_code
+
+    def _leave(self) -> None:
+        with self._xen.lock:
+            self._runs_code = False
+        with self._gate:
+            self._gate.notify_all()
+
     def _run(self) -> None:
         try:
-            while not self._stopping and self.domain.state is State.RUNNING:
-                self._runs_code = True
+            while self._enter():
                 exit_ = self.vcpu.run(self._handle)
+                self._leave()
+                self._catch_up()
                 if self._wish is not None:
                     self._sleep()
                 match exit_:
@@ -282,7 +323,7 @@ class PvhGuest:
             self.error = error
             self._xen.shutdown(self.domain, abi.ShutdownReason.CRASH)
         finally:
-            self._runs_code = False
+            self._leave()
             self._catch_up()
             self.on_stop()
 
@@ -290,9 +331,6 @@ class PvhGuest:
         assert self._wish is not None
         ports, deadline = self._wish
         self._wish = None
-        with self._xen.lock:
-            self._runs_code = False
-        self._catch_up()
         events = self.domain.events
         while not self._stopping:
             self._woken.clear()
@@ -309,6 +347,8 @@ class PvhGuest:
         self._stopping = True
         self._woken.set()
         self.vcpu.kick()
+        with self._gate:
+            self._gate.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
