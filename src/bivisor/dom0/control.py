@@ -7,13 +7,17 @@ channels, with Dom0's privilege, and hold no reference to a domain's memory or o
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from bivisor.abi.xen import xen as abi
+from bivisor.dom0 import domctl
 from bivisor.host.loop import Loop
-from bivisor.memory import GuestMemory
+from bivisor.memory import PAGE, GuestMemory
+from bivisor.xen import grant_ops
 from bivisor.xen.call import Call, Identity
+from bivisor.xen.errors import GrantError
 from bivisor.xen.hypervisor import Xen
+from bivisor.xen.maptrack import Mapping
 from bivisor.xen.table import hypercall
 
 _MEMORY = 1 << 20
@@ -31,6 +35,8 @@ class Control:
         self._call = Call(xen, self.domain, 0, Identity())
         self._handlers: dict[int, Callable[[], None]] = {}
         self._scheduled = False
+        at = _MEMORY - domctl.ROOM
+        self.domains = domctl.Domains(self.hypercall, xen.lock, self._memory.view(at, domctl.ROOM), at)
 
     def hypercall(self, nr: int, *arguments: int) -> int:
         """Any hypercall; handles are addresses in Dom0's own memory. The result, or a negative error number."""
@@ -81,6 +87,31 @@ class Control:
         """EVTCHNOP_send."""
         with self.xen.lock:
             self.domain.events.send(port)
+
+    def map_grants(self, domid: int, refs: Sequence[int], *, readonly: bool = False) -> list[Mapping]:
+        """GNTTABOP_map_grant_ref: all of `refs` of domain `domid`, or GrantError and none.
+
+        The `view` of each is the domain's own frame. Slices of it have to go before `unmap_grants`.
+        """
+        mapped: list[Mapping] = []
+        with self.xen.lock:
+            try:
+                for ref in refs:
+                    mapped.append(grant_ops.map_grant_ref(self.domain, domid, ref, readonly=readonly))
+            except GrantError:
+                self.unmap_grants(mapped)
+                raise
+        return mapped
+
+    def unmap_grants(self, mappings: Iterable[Mapping]) -> None:
+        """GNTTABOP_unmap_grant_ref for each; what was written through their views is told."""
+        with self.xen.lock:
+            for mapping in mappings:
+                grant_ops.unmap_grant_ref(self.domain, mapping.handle)
+
+    def written(self, mapping: Mapping, start: int = 0, length: int = PAGE) -> None:
+        """Tell that bytes of a grant that stays mapped were written: an engine may have translated code there."""
+        grant_ops.written(self.domain, mapping, start, length)
 
     # ---------------------------------------------------------------- domain.Upcall
 
@@ -146,4 +177,5 @@ class Control:
         """Close every port and give back Dom0's memory."""
         for port in list(self._handlers):
             self.unbind(port)
+        self.domains.close()
         self._memory.close()

@@ -65,6 +65,12 @@ def unmap_grant_ref(mapper: Domain, handle: int) -> None:
         table.forget(mapping)
 
 
+def written(mapper: Domain, mapping: Mapping, start: int, length: int) -> None:
+    """The mapper wrote `length` bytes at `start` of a frame that it keeps mapped: the granter's engine has to know."""
+    granter = mapper.grants.domains.find(mapping.domid)  # there: the mapping is a reference to it
+    granter.memory.written(granter.grants.mapped_gfn(mapping.ref) * PAGE + start, length)
+
+
 @dataclass(frozen=True, slots=True)
 class GrantEnd:
     """One end of a copy: byte `offset` of what grant `ref` of `domid` gives the caller."""

@@ -263,6 +263,10 @@ class GrantTable:
         if bits:
             self._entries.unpin(ref, bits)
 
+    def mapped_gfn(self, ref: int) -> int:
+        """The frame of an entry that somebody has mapped."""
+        return self._active[ref].gfn
+
     def acquire(self, ref: int, domid: int, held: Held, *, readonly: bool, transitive: bool = True) -> Window:
         """What entry `ref` lets `domid` copy from, or to if not `readonly`. GrantError.
 

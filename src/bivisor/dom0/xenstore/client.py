@@ -97,12 +97,33 @@ class StoreClient:
         """Set who may do what there: "n5" is owner 5 and nothing for others, "r7" lets domain 7 read."""
         self._ask(MessageType.SET_PERMS, b"\0".join(os.fsencode(text) for text in (path, *entries)) + b"\0")
 
-    def watch(self, path: str, callback: WatchCallback) -> None:
-        """Call `callback(path)` at once, and whenever something at or below `path` changes."""
-        token = str(self._next_token).encode()
+    def names(self, path: str) -> list[str]:
+        """The names of the nodes right below `path`; none where it is not there."""
+        found: list[bytes] = []
+        done = 0  # bytes of the list that have come: a long one comes in parts
+        try:
+            while not found or found[-1]:
+                asked = b"%s\0%d\0" % (os.fsencode(path), done)
+                part = self._ask(MessageType.DIRECTORY_PART, asked).partition(b"\0")[2]
+                done += len(part)
+                found += part.split(b"\0")[:-1]
+        except XenStoreError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        return [os.fsdecode(name) for name in found if name]
+
+    def watch(self, path: str, callback: WatchCallback) -> str:
+        """Call `callback(path)` at once, and whenever something at or below `path` changes. The watch's token."""
+        token = str(self._next_token)
         self._next_token += 1
-        self._watches[token] = callback
-        self._ask(MessageType.WATCH, os.fsencode(path) + b"\0" + token + b"\0")
+        self._watches[token.encode()] = callback
+        self._ask(MessageType.WATCH, os.fsencode(path) + b"\0" + token.encode() + b"\0")
+        return token
+
+    def unwatch(self, path: str, token: str) -> None:
+        """Take back the watch that `watch` gave `token` for."""
+        if self._watches.pop(token.encode(), None) is not None:
+            self._ask(MessageType.UNWATCH, os.fsencode(path) + b"\0" + token.encode() + b"\0")
 
     def introduce(self, domid: int, gfn: int, port: int) -> None:
         """Tell the store of a domain whose ring is at `gfn` and whose event channel is `port`."""
