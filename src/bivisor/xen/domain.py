@@ -14,6 +14,7 @@ from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.errors import GuestAddressError
 from bivisor.memory import PAGE, GuestMemory
+from bivisor.xen.config import DomainConfig
 from bivisor.xen.errors import XenError
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ MAX_GFN = 1 << 28
 
 MAX_ADDED = 256
 """Pages that a guest may ask for outside its memory: grant-table frames and the like. No reason for more is known."""
+
+
+MAX_PAUSES = 255
+"""How often a domain can be paused at the same time (a count that Xen keeps in one byte)."""
 
 
 class State(Enum):
@@ -77,6 +82,8 @@ class VcpuInfo:
         self.upcall_vector = 0
         self.callback_vector = 0
         self.polling: frozenset[int] | None = None
+        self.blocked = False
+        """Whether it waits for an event: set by what runs it, between SCHEDOP_block or SCHEDOP_poll and the event."""
 
     def move(self, info: memoryview) -> None:
         """VCPUOP_register_vcpu_info: the structure lives at `info` (64 bytes) from now on, with what it held."""
@@ -99,11 +106,15 @@ class Domain:
         vcpus: int = 1,
         max_pages: int | None = None,
         upcall: Upcall,
+        config: DomainConfig | None = None,
     ) -> None:
+        self.config = DomainConfig(max_vcpus=vcpus) if config is None else config
+        self.handle = self.config.handle
         self.domid = domid
         self.memory = memory
         self.privileged = privileged
         self.state = State.CREATED
+        self.pauses = 0
         self.shutdown_reason: abi.ShutdownReason | None = None
         self.upcall = upcall
         self.max_pages = memory.size // PAGE if max_pages is None else max_pages
@@ -115,8 +126,16 @@ class Domain:
         self._added: dict[int, memoryview] = {}
         self._shared_page = bytearray(PAGE)
         self.shared_info = memoryview(self._shared_page)
+        self.shared_info_gfn: int | None = None
         self.vcpus = [VcpuInfo(i, self._vcpu_slot(i)) for i in range(vcpus)]
         self.on_gone: list[Callable[[Domain], None]] = []
+        self.on_run: Callable[[bool], None] = lambda _: None
+        """Called under the hypervisor's lock with whether processors may run from now on; after a False they stop soon,
+        and it does not wait for that."""
+        self.cpu_time: Callable[[int], int] = lambda _: 0
+        """For how many nanoseconds processor n has run."""
+        self.send_nmi: Callable[[int], None] | None = None
+        """Gives processor n a non-maskable interrupt; None where what runs the domain cannot."""
 
     def _vcpu_slot(self, index: int) -> memoryview:
         start = index * abi.SHARED_VCPU_INFO_SIZE
@@ -180,6 +199,55 @@ class Domain:
         self.upcall.populated(gfn, count)
         return True
 
+    # ---------------------------------------------------------------- life
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is neither dying nor gone."""
+        return self.state not in (State.DYING, State.GONE)
+
+    @property
+    def runnable(self) -> bool:
+        """Whether its processors may run guest code."""
+        return self.state is State.RUNNING
+
+    def pause(self) -> None:
+        """XEN_DOMCTL_pausedomain: it runs again after as many `unpause`. EINVAL where that is too often to count."""
+        if self.pauses >= MAX_PAUSES:
+            raise XenError(Errno.EINVAL)
+        self.pauses += 1
+        if self.state in (State.RUNNING, State.CREATED):
+            self._turn(State.PAUSED)
+
+    def unpause(self) -> None:
+        """XEN_DOMCTL_unpausedomain. XenError(EINVAL) where it is not paused."""
+        if not self.pauses:
+            raise XenError(Errno.EINVAL)
+        self.pauses -= 1
+        if not self.pauses and self.state is State.PAUSED:
+            self._turn(State.RUNNING)
+
+    def shutdown(self, reason: abi.ShutdownReason) -> None:
+        """SCHEDOP_shutdown: nothing of it runs until `resume`."""
+        self.shutdown_reason = reason
+        self._turn(State.SHUTDOWN)
+
+    def resume(self) -> None:
+        """XEN_DOMCTL_resumedomain: it has not shut down after all, as after a suspend that was given up."""
+        if self.state is State.SHUTDOWN:
+            self.shutdown_reason = None
+            self._turn(State.PAUSED if self.pauses else State.RUNNING)
+
+    def die(self) -> None:
+        """It runs no more, whatever happens."""
+        self._turn(State.DYING)
+
+    def _turn(self, state: State) -> None:
+        ran = self.runnable
+        self.state = state
+        if self.runnable != ran:
+            self.on_run(self.runnable)
+
     def block(self, vcpu: int, ports: tuple[int, ...] | None, deadline: int | None) -> None:
         """SCHEDOP_block and SCHEDOP_poll."""
         self.vcpus[vcpu].polling = None if ports is None else frozenset(ports)
@@ -209,8 +277,9 @@ class Domain:
         info[at + 4 : at + abi.VCPU_TIME_INFO.size] = self.upcall.time_info()[4:]
         info[at : at + 4] = version.to_bytes(4, "little")
 
-    def move_shared_info(self, page: memoryview) -> None:
-        """XENMAPSPACE_shared_info: `struct shared_info` lives in `page` from now on, with what it held."""
+    def move_shared_info(self, page: memoryview, gfn: int | None = None) -> None:
+        """XENMAPSPACE_shared_info: `struct shared_info` lives in `page`, frame `gfn`, with what it held."""
+        self.shared_info_gfn = gfn
         page[:] = bytes(self.shared_info)
         inside = [vcpu for i, vcpu in enumerate(self.vcpus) if vcpu.info.obj is self.shared_info.obj]
         self.shared_info = page

@@ -9,16 +9,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.memory import GuestMemory
+from bivisor.xen.config import DomainConfig
+from bivisor.xen.conring import ConsoleRing
 from bivisor.xen.domain import Domain, State, Upcall
 from bivisor.xen.errors import XenError
 from bivisor.xen.event_channel import EventChannels
-from bivisor.xen.grant_table import GrantTable
+from bivisor.xen.grant_table import MAX_GRANT_FRAMES, GrantTable
+from bivisor.xen.physical import Physical
 
-LOG_LIMIT = 16 << 10
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a domain is made of: its memory, and what runs its processors. `vcpus` is how many there are."""
+
+    memory: GuestMemory
+    upcall: Upcall
+    vcpus: int = 1
+    max_pages: int | None = None
 
 
 class Xen:
@@ -30,15 +42,39 @@ class Xen:
     def __init__(self, *, now: Callable[[], int] = time.monotonic_ns, wall: Callable[[], int] = time.time_ns) -> None:
         self.lock = threading.RLock()
         self.domains: dict[int, Domain] = {}
-        self.log = bytearray()
+        self.log = ConsoleRing()
+        self.physical = Physical()
+        self.max_grant_frames = MAX_GRANT_FRAMES
         self._now = now
         self._boot = now()
         self.wall = wall
         self._next_domid = 1
+        self._offered: dict[bytes, Hardware] = {}
 
     def system_time(self) -> int:
         """Nanoseconds since this hypervisor began (vcpu_time_info.system_time)."""
         return self._now() - self._boot
+
+    def offer(self, handle: bytes, hardware: Hardware) -> None:
+        """What the domain with this handle (its UUID) will be made of.
+
+        Real Xen takes a domain's memory from the machine's and gives it processors that are always there. Here a
+        builder makes both, for an engine, before XEN_DOMCTL_createdomain names them by the handle.
+        """
+        with self.lock:
+            self._offered[handle] = hardware
+
+    def withdraw(self, handle: bytes) -> None:
+        """Take back an offer that no domain was made of; one that is not there is no error."""
+        with self.lock:
+            self._offered.pop(handle, None)
+
+    def take_offer(self, handle: bytes) -> Hardware:
+        """What `offer` brought. XenError(ENOMEM) where there is nothing to make such a domain of."""
+        try:
+            return self._offered.pop(handle)
+        except KeyError:
+            raise XenError(Errno.ENOMEM) from None
 
     def create_domain(
         self,
@@ -48,27 +84,49 @@ class Xen:
         privileged: bool = False,
         vcpus: int = 1,
         max_pages: int | None = None,
+        config: DomainConfig | None = None,
+        domid: int | None = None,
     ) -> Domain:
-        """A new domain, paused. The first privileged one is domain 0. EBUSY if Dom0 is there already."""
+        """A new domain, paused; but domain 0, the first privileged one, runs. EBUSY if Dom0 is there, EEXIST, ENOMEM.
+
+        This is the builder's way in; the toolstack's is XEN_DOMCTL_createdomain, which comes here.
+        """
         with self.lock:
-            domid = 0 if privileged else self._new_domid()
-            if domid in self.domains:
-                raise XenError(Errno.EBUSY)
-            domain = Domain(domid, memory, privileged=privileged, vcpus=vcpus, max_pages=max_pages, upcall=upcall)
-            domain.events = EventChannels(domain, self.find)
-            domain.grants = GrantTable(domain, self)
-            domain.state = State.PAUSED
+            if privileged:
+                if 0 in self.domains:
+                    raise XenError(Errno.EBUSY)
+                domid = 0
+            elif domid is None:
+                domid = self._new_domid()
+            elif domid in self.domains:
+                raise XenError(Errno.EEXIST)
+            config = config or DomainConfig(max_vcpus=vcpus)
+            domain = Domain(
+                domid, memory, privileged=privileged, vcpus=vcpus, max_pages=max_pages, upcall=upcall, config=config
+            )
+            max_port = None if privileged else config.max_evtchn_port
+            domain.events = EventChannels(domain, self.find, max_port=max_port)
+            frames = config.max_grant_frames
+            domain.grants = GrantTable(
+                domain,
+                self,
+                max_frames=self.max_grant_frames if frames < 0 else frames,
+                max_version=config.grant_version,
+            )
+            domain.pause()
+            if privileged:
+                domain.unpause()
             self.domains[domid] = domain
             return domain
 
     def _new_domid(self) -> int:
-        """The next id that no domain has, dying ones included; ids start over only when all have been used."""
+        """The next id that no domain has, dying ones included; ids start over only when all have been used. ENOMEM."""
         for _ in range(abi.DOMID_FIRST_RESERVED):
             domid = self._next_domid
             self._next_domid = domid % (abi.DOMID_FIRST_RESERVED - 1) + 1
             if domid not in self.domains:
                 return domid
-        raise XenError(Errno.ENOSPC)
+        raise XenError(Errno.ENOMEM)
 
     def find(self, domid: int) -> Domain:
         """The domain with this id. ESRCH."""
@@ -102,18 +160,17 @@ class Xen:
     def shutdown(self, domain: Domain, reason: abi.ShutdownReason) -> None:
         """SCHEDOP_shutdown: the domain stops and waits for the toolstack, which VIRQ_DOM_EXC tells."""
         with self.lock:
-            if domain.state in (State.SHUTDOWN, State.DYING, State.GONE):
+            if domain.state is State.SHUTDOWN or not domain.alive:
                 return
-            domain.state = State.SHUTDOWN
-            domain.shutdown_reason = reason
+            domain.shutdown(reason)
             self._tell_dom0()
 
     def destroy(self, domain: Domain) -> None:
         """Give back what the domain has. It is gone when nobody holds a reference to it any more."""
         with self.lock:
-            if domain.state in (State.DYING, State.GONE):
+            if not domain.alive:
                 return
-            domain.state = State.DYING
+            domain.die()
             domain.events.destroy()
             domain.grants.destroy()
             self.release(domain)
@@ -127,6 +184,7 @@ class Xen:
                 self.domains.pop(domain.domid, None)
                 for gone in domain.on_gone:
                     gone(domain)
+                self._tell_dom0()
 
     def _tell_dom0(self) -> None:
         dom0 = self.domains.get(0)
@@ -134,7 +192,6 @@ class Xen:
             dom0.events.raise_virq(abi.Virq.DOM_EXC, 0)
 
     def console_write(self, domain: Domain, data: bytes) -> None:
-        """CONSOLEIO_write: into the hypervisor's log, which keeps its last 16 KiB."""
+        """CONSOLEIO_write: into the hypervisor's console ring."""
         del domain
-        self.log += data
-        del self.log[:-LOG_LIMIT]
+        self.log.write(data)

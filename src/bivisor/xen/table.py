@@ -9,11 +9,13 @@ from bivisor.abi.xen.xen import MULTICALL_ENTRY, Hypercall
 from bivisor.xen.call import Call
 from bivisor.xen.errors import XenError
 from bivisor.xen.hypercalls.console import console_io
+from bivisor.xen.hypercalls.domctl import domctl
 from bivisor.xen.hypercalls.event_channel import event_channel_op
 from bivisor.xen.hypercalls.grant_table import grant_table_op
 from bivisor.xen.hypercalls.hvm import hvm_op
 from bivisor.xen.hypercalls.memory import memory_op
 from bivisor.xen.hypercalls.sched import sched_op
+from bivisor.xen.hypercalls.sysctl import sysctl
 from bivisor.xen.hypercalls.vcpu import set_timer_op, vcpu_op
 from bivisor.xen.hypercalls.version import xen_version
 
@@ -44,6 +46,8 @@ TABLE: dict[int, Callable[..., int]] = {
     Hypercall.SCHED_OP: sched_op,
     Hypercall.EVENT_CHANNEL_OP: event_channel_op,
     Hypercall.HVM_OP: hvm_op,
+    Hypercall.SYSCTL: sysctl,
+    Hypercall.DOMCTL: domctl,
 }
 
 

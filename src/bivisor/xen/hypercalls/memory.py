@@ -62,7 +62,7 @@ def _add(domain: Domain, space: int, index: int, gfn: int) -> None:
         case abi.MAPSPACE_SHARED_INFO:
             if index:
                 raise XenError(Errno.EINVAL)
-            domain.move_shared_info(domain.frame_for(gfn))
+            domain.move_shared_info(domain.frame_for(gfn), gfn)
         case abi.MAPSPACE_GRANT_TABLE:
             page = domain.frame_for(gfn)
             if index & abi.MAPIDX_GRANT_TABLE_STATUS:
