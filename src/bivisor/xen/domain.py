@@ -245,7 +245,7 @@ class Domain:
     def _turn(self, state: State) -> None:
         ran = self.runnable
         self.state = state
-        if self.runnable != ran:
+        if self.runnable != ran or state is State.DYING:
             self.on_run(self.runnable)
 
     def block(self, vcpu: int, ports: tuple[int, ...] | None, deadline: int | None) -> None:

@@ -59,6 +59,7 @@ class PvhGuest:
         self._runs_code = False
         self._stopping = False
         self._paused = False
+        self._ended = True
         self._gate = threading.Condition()
         self._thread: threading.Thread | None = None
         self.error: BaseException | None = None
@@ -74,6 +75,7 @@ class PvhGuest:
     def attach(self, domain: Domain) -> None:
         """This is the domain whose code it runs."""
         self.domain = domain
+        domain.on_run = self._may_run
         self._call = Call(self._xen, domain, 0, self.vcpu)
         self.vcpu.set_cpuid(self._cpuid())
         if hasattr(self.machine, "hypercall_abi"):
@@ -227,7 +229,7 @@ class PvhGuest:
         if self._timer_wish:
             self._set_timers()
         exit_.result[:] = (result & _MASK).to_bytes(8, "little")
-        return self._wish is None and self.domain.state is State.RUNNING
+        return self._wish is None and self.domain.runnable
 
     def _port(self, exit_: Exit) -> bool:
         assert isinstance(exit_, PortIo)
@@ -261,42 +263,55 @@ class PvhGuest:
     # ---------------------------------------------------------------- life
 
     def start(self) -> None:
-        """Unpause: run the processor in a thread of its own."""
-        self.domain.state = State.RUNNING
-        self._thread = threading.Thread(target=self._run, name=f"bivisor-dom{self.domain.domid}-vcpu0", daemon=True)
-        self._thread.start()
-
-    def pause(self) -> None:
-        """Hold the processors: when it returns, no guest code runs. A second call does nothing. From any thread but
-        theirs, and not with a lock held that a hypercall takes."""
+        """Unpause it for the first time."""
         with self._xen.lock:
-            self._paused = True
-            if self.domain.state is State.RUNNING:
-                self.domain.state = State.PAUSED
-        self.vcpu.kick()
-        with self._gate:
-            self._gate.wait_for(lambda: not self._runs_code or self._thread is None)
+            self.domain.unpause()
 
-    def resume(self) -> None:
-        """Let processors that `pause()` holds go on. Nothing to do where it does not hold them."""
-        with self._xen.lock:
-            if self._paused and self.domain.state is State.PAUSED:
-                self.domain.state = State.RUNNING
-            self._paused = False
+    def _may_run(self, may: bool) -> None:
+        """See `Domain.on_run`. A thread that found the domain shut down has ended, and another begins."""
+        if not may:
+            self.vcpu.kick()
+        elif self._ended:
+            self._ended = False
+            name = f"bivisor-dom{self.domain.domid}-vcpu0"
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
         with self._gate:
             self._gate.notify_all()
+
+    def pause(self) -> None:
+        """Pause the domain, once: when it returns, no guest code runs. A second call does nothing. From any thread but
+        its processors', and not with a lock held that a hypercall takes."""
+        with self._xen.lock:
+            if not self._paused:
+                self._paused = True
+                self.domain.pause()
+        self.wait_until_still()
+
+    def wait_until_still(self) -> None:
+        """After the domain was paused: wait until no guest code runs. As for `pause`."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._runs_code)
+
+    def resume(self) -> None:
+        """Undo `pause()`. Nothing to do where it does not hold the domain."""
+        with self._xen.lock:
+            if self._paused:
+                self._paused = False
+                self.domain.unpause()
 
     def _enter(self) -> bool:
         """Wait while the domain is paused; whether guest code may run now."""
         while True:
             with self._gate:
-                self._gate.wait_for(lambda: not self._paused or self._stopping)
+                self._gate.wait_for(lambda: self.domain.state is not State.PAUSED or self._stopping)
             with self._xen.lock:
-                if self._stopping:
+                if self.domain.runnable and not self._stopping:
+                    self._runs_code = True
+                    return True
+                if self.domain.state is not State.PAUSED or self._stopping:
+                    self._ended = True
                     return False
-                if not self._paused:
-                    self._runs_code = self.domain.state is State.RUNNING
-                    return self._runs_code
 
     def _leave(self) -> None:
         with self._xen.lock:
@@ -331,6 +346,14 @@ class PvhGuest:
         assert self._wish is not None
         ports, deadline = self._wish
         self._wish = None
+        vcpu = self.domain.vcpus[0]
+        vcpu.blocked = True
+        try:
+            self._wait_for_event(ports, deadline)
+        finally:
+            vcpu.blocked = False
+
+    def _wait_for_event(self, ports: tuple[int, ...] | None, deadline: int | None) -> None:
         events = self.domain.events
         while not self._stopping:
             self._woken.clear()
