@@ -68,6 +68,19 @@ class BackRing:
         self.req_cons = index + 1 & _U32
         return bytes(slot[0]) if len(slot) == 1 else b"".join(slot)
 
+    def has(self, count: int) -> bool:
+        """Whether `count` requests are there to be taken; if not, an event comes with the next one. RingError."""
+        while self._requests - self.req_cons & _U32 < count:
+            before = self._requests
+            self._look()
+            if self._requests == before:
+                self._indices[REQ_EVENT] = before + 1 & _U32
+                self._fence()
+                self._look()
+                if self._requests == before:
+                    return False
+        return True
+
     def rest(self) -> bool:
         """RING_FINAL_CHECK_FOR_REQUESTS: ask for an event with the next request. True where one is there already."""
         if self._indices[REQ_PROD] != self.req_cons:
