@@ -1,4 +1,4 @@
-"""The default guest's initramfs: busybox, the modules of virtio, init and its helpers, and nothing else.
+"""The default guest's initramfs: busybox, the modules of virtio and of Xen, init and its helpers, and nothing else.
 
 It stays uncompressed: it is about 3 MB, and an emulated guest inflates more slowly than it copies. The kernel unpacks
 archives that stand one after the other (Documentation/driver-api/early-userspace/buffer-format.rst), so what belongs to
@@ -36,6 +36,9 @@ DEFAULT_MODULES = (
 )
 """What a guest of this program can meet; a kernel that lacks one, or has it built in, does without the file."""
 
+XEN_MODULES = ("xen_blkfront", "xen_netfront")
+"""The same for a domain of Xen's. Elsewhere they stay files: loading one that then refuses costs time."""
+
 _START = Path(__file__).with_name("start.sh")
 
 # arch/x86/entry/syscalls/syscall_64.tbl
@@ -59,10 +62,11 @@ esac
 """
 
 
-def entries(busybox: bytes, modules: Sequence[Module]) -> list[cpio.Entry]:
-    """The files of the initramfs; `modules` are in the order in which they load."""
+def entries(busybox: bytes, modules: Sequence[Module], on_xen: Sequence[Module] = ()) -> list[cpio.Entry]:
+    """The files of the initramfs; `modules` are in the order in which they load. Those `on_xen` load in any order."""
     directories = (
-        "bin bivisor dev etc etc/udhcpc lib lib/modules mnt proc root run sys tmp usr usr/share usr/share/udhcpc var"
+        "bin bivisor dev etc etc/udhcpc lib lib/modules lib/modules/xen mnt proc root run sys tmp"
+        " usr usr/share usr/share/udhcpc var"
     )
     return [
         *map(cpio.directory, directories.split()),
@@ -81,6 +85,7 @@ def entries(busybox: bytes, modules: Sequence[Module]) -> list[cpio.Entry]:
         cpio.file("etc/udhcpc/default.script", _DHCP_SCRIPT, 0o755),  # where Debian's busybox looks for it
         cpio.symlink("usr/share/udhcpc/default.script", "/etc/udhcpc/default.script"),  # and where others do
         *(cpio.file(_path(module), module.image) for module in modules),
+        *(cpio.file(f"lib/modules/xen/{module.name}.ko", module.image) for module in on_xen),
     ]
 
 

@@ -88,13 +88,16 @@ def build(
     """The initramfs of a static `busybox` and the modules under `modules` (a /lib/modules/RELEASE), made or cached."""
     tree = ModuleTree(modules)
     wanted = tree.resolve([*(name for name in initramfs.DEFAULT_MODULES if name in tree), *extra])
-    inputs = [busybox, *recipe_files(), *(module.path for module in wanted)]
+    loaded = {module.name for module in wanted}
+    needed = tree.resolve(name for name in initramfs.XEN_MODULES if name in tree)
+    on_xen = [module for module in needed if module.name not in loaded]
+    inputs = [busybox, *recipe_files(), *(module.path for module in (*wanted, *on_xen))]
     key = "initramfs " + " ".join(f"{path.name}:{cache.digest(path)}" for path in inputs)
 
     def make(out: BinaryIO) -> None:
         if progress is not None:
             progress.step("building the initramfs")
-        out.write(cpio.archive(initramfs.entries(busybox.read_bytes(), wanted)))
+        out.write(cpio.archive(initramfs.entries(busybox.read_bytes(), wanted, on_xen)))
 
     return cache.file(key, make)
 

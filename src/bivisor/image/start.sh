@@ -14,6 +14,9 @@ for word in $words; do
 done
 export TERM="$term"
 cd /root || cd /
+if read -r hypervisor 2>/dev/null </sys/hypervisor/type && [ "$hypervisor" = xen ]; then
+	load-modules /lib/modules/xen/*.ko
+fi
 for interface in $dhcp; do udhcpc -i "$interface" -n -q -t 5 -T 1 >/dev/null 2>&1; done
 
 # Sets in, out, err to the device nodes of the virtio-console ports of these names; fails while one is missing.

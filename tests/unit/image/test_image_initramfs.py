@@ -43,6 +43,12 @@ def test_init_names_the_modules_in_their_order() -> None:
     assert found["dev/console"].device == (5, 1)
 
 
+def test_modules_for_xen_come_along_and_init_leaves_them_alone() -> None:
+    found = files(cpio.archive(initramfs.entries(b"busybox", MODULES[:1], MODULES[1:])))
+    assert found["lib/modules/xen/blk.ko"].data == b"B"
+    assert b"blk.ko" not in found["init"].data
+
+
 @pytest.mark.skipif(shutil.which("busybox") is None, reason="needs busybox")
 def test_the_start_script_is_one_that_the_shell_can_parse() -> None:
     script = files(cpio.archive(initramfs.entries(b"", ())))["etc/start"].data
