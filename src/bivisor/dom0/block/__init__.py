@@ -1,0 +1,1 @@
+"""The block back-end: disks for domains over the rings of blkif.h."""
