@@ -14,7 +14,7 @@ from bivisor.dom0.net.frame import GSO_TYPES, TCP, Frame, Layers
 from bivisor.platform.virtio.checksum import internet_checksum
 
 SEGMENTS_MAX = 128
-"""Into how many segments one frame is cut here at most: 64 KiB in the smallest that a network needs (536 bytes) are 123,
+"""How many segments a frame is cut into here at most: 64 KiB in the smallest that a network needs (536 bytes) are 123,
 and a guest that asks for more asks for our time."""
 
 _U16 = struct.Struct(">H")
