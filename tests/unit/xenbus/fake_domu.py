@@ -53,6 +53,7 @@ class FakeHost:
         self.control = Control(self.xen, self.loop)
         self.server = store.start(self.control)
         self.store = StoreClient(self.server)
+        self.store.mkdir("/local/domain/0/backend")
         self.domus: list[FakeDomU] = []
 
     def settle(self) -> None:
@@ -87,6 +88,7 @@ class FakeDomU:
         host.store.mkdir(home)
         host.store.set_permissions(home, (f"n{self.domid}",))
         host.domus.append(self)
+        self.rings: list[FrontRing] = []
         self.dead = False
 
     def page(self, gfn: int) -> memoryview:
@@ -139,6 +141,13 @@ class FakeDomU:
         self.host.store.remove(f"/local/domain/{self.domid}")
         self.host.xen.destroy(self.domain)
 
+    def close(self) -> None:
+        """Give its memory back, of which nobody else may have a piece left."""
+        for ring in self.rings:
+            ring.release()
+        self.rings.clear()
+        self.memory.close()
+
 
 class FrontRing:
     """The front-end's side of a ring in `pages` of `domu`."""
@@ -150,6 +159,7 @@ class FrontRing:
         self.indices = self.views[0].cast("I")
         self.indices[REQ_EVENT] = self.indices[RSP_EVENT] = 1
         self.req_prod = self.rsp_cons = 0
+        domu.rings.append(self)
 
     def _at(self, index: int, data: bytes | None, size: int) -> bytes:
         """Bytes of an entry, across pages; written first if there are `data`."""
@@ -236,6 +246,6 @@ def fake_host() -> Iterator[FakeHost]:
         assert list(host.xen.domains) == [0]
         assert not len(host.control.domain.grants.maptrack)
         for domu in host.domus:
-            domu.memory.close()
+            domu.close()
         host.server.close()
         host.control.close()
