@@ -17,6 +17,8 @@ from bivisor.errors import BivisorError
 _COMMANDS = {
     "run": ("bivisor.cli.run", "Boot a guest: a shell on its console, or one command."),
     "image": ("bivisor.cli.image", "Prepare, list, build and inspect what guests are booted from."),
+    "xl": ("bivisor.cli.xl", "Xen's own command: create, list, console, destroy and their like."),
+    "host": ("bivisor.cli.host", "Start, stop and look at the Xen host that xl commands."),
     "check": ("bivisor.cli.check", "Say what this host can do for guests, and how fast."),
 }
 INTERRUPTED = 130

@@ -14,6 +14,7 @@ Examples:
   tar c . | bivisor run --exec 'tar x; ls'        with its standard streams
   bivisor run --memory 1G --disk disk.img,ro --net user
   bivisor run --kernel /boot/vmlinuz --append loglevel=7 --verbose
+  bivisor run --gdb 1234,wait                     then: gdb vmlinux -ex 'target remote :1234'
   bivisor run --exec true --stats --trace exits.txt
 
 \b
@@ -46,6 +47,9 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
 )
 @click.option("--json", "as_json", is_flag=True, help="--stats, as JSON.")
 @click.option("--trace", metavar="[FILE]", is_flag=False, flag_value="-", help="Every exit, decoded, a line each.")
+@click.option(
+    "--gdb", metavar="[HOST:]PORT[,wait]", help="Let gdb attach there; ,wait: the guest runs when gdb says so."
+)
 @click.option("--verbose", "-v", is_flag=True, help="Say engine and why; the guest's kernel says what it does.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
 def command(**words: Any) -> int:
@@ -58,6 +62,6 @@ def command(**words: Any) -> int:
     from bivisor.toolstack.options import RunOptions
     from bivisor.toolstack.run import View, run
 
-    names = ("timeout", "stats", "as_json", "trace", "quiet")
+    names = ("timeout", "stats", "as_json", "trace", "quiet", "gdb")
     view = View(**{name: words.pop(name) for name in names}, verbose=words["verbose"])
     return run(RunOptions.of(**words), view)

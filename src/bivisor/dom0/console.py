@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 
 from bivisor.dom0.control import Control
+from bivisor.xen.errors import XenError
 
 IN_SIZE, OUT_SIZE = 1024, 2048
 _OUT_AT = IN_SIZE
@@ -37,6 +38,11 @@ class Console:
         with self._control.loop.lock:
             self._input += data
             self._event()
+
+    @property
+    def untaken(self) -> int:
+        """How many bytes are queued that are not in the ring yet."""
+        return len(self._input)
 
     def _event(self) -> None:
         if self.broken:
@@ -73,6 +79,11 @@ class Console:
         return count
 
     def close(self) -> None:
-        """Let go of the ring and the event channel."""
+        """Take what is still in the ring, and let go of it and of the event channel."""
+        self._input.clear()
+        try:
+            self._event()
+        except XenError:  # nobody is there to be notified
+            pass
         self._control.unbind(self._port)
         self._ring.release()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bivisor.abi.xen import xen as abi
 from bivisor.dom0 import domctl
+from bivisor.dom0.version import ROOM, Version, version
 from bivisor.host.loop import Loop
 from bivisor.memory import PAGE, GuestMemory
 from bivisor.xen import grant_ops
@@ -42,6 +43,11 @@ class Control:
         """Any hypercall; handles are addresses in Dom0's own memory. The result, or a negative error number."""
         with self.xen.lock:
             return hypercall(self._call, nr, arguments)
+
+    def version(self) -> Version:
+        """What hypervisor this is (xen_version)."""
+        with self.xen.lock:
+            return version(self.hypercall, self._memory.view(0, ROOM), 0)
 
     def exists(self, domid: int) -> bool:
         """Whether there is such a domain."""

@@ -76,3 +76,8 @@ def peer_uid(end: socket.socket) -> int:
 def _check(path: Path) -> None:
     if len(os.fsencode(path)) > PATH_MAX:
         raise HostError(f"{path}: a socket's path has at most {PATH_MAX} bytes; name a shorter folder")
+
+
+def own_uid() -> int:
+    """This process's effective user id."""
+    return os.geteuid()

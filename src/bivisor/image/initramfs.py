@@ -76,6 +76,7 @@ def entries(busybox: bytes, modules: Sequence[Module], on_xen: Sequence[Module] 
         cpio.file("bin/busybox", busybox, 0o755),
         cpio.symlink("bin/sh", "busybox"),
         cpio.symlink("sbin", "bin"),
+        *(cpio.symlink(f"bin/{order}", "busybox") for order in ("poweroff", "reboot")),  # the kernel's own, for orders
         cpio.file("bin/debug-exit", helpers.debug_exit(), 0o755),
         cpio.file("bin/load-modules", helpers.load_modules(), 0o755),
         cpio.file("etc/group", b"root:x:0:\n"),

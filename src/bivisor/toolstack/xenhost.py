@@ -2,68 +2,187 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from bivisor import boot
-from bivisor.abi.xen.xen import ShutdownReason
+from bivisor.abi.xen.xen import ShutdownReason, Virq
 from bivisor.cpu.contract import Engine
 from bivisor.cpu.select import open_engine
 from bivisor.dom0 import store
-from bivisor.dom0.console import Console
 from bivisor.dom0.control import Control
 from bivisor.dom0.xenstore.client import StoreClient
+from bivisor.errors import UsageError
 from bivisor.host.loop import EventLoop
-from bivisor.toolstack.pvh import PvhDomain
+from bivisor.image import default_guest, quiet
+from bivisor.image.place import default_root
+from bivisor.toolstack import domnodes
+from bivisor.toolstack.domu import DomU
+from bivisor.toolstack.feed import Feed
+from bivisor.toolstack.xlconfig import Action, DomainConfig
+from bivisor.toolstack.xlconfig.config import check_name
+from bivisor.xen.domain import State
 from bivisor.xen.hypervisor import Xen
 
 MIB = 1 << 20
+DEFAULT_CMDLINE = "console=hvc0 panic=-1"
+_log = logging.getLogger(__name__)
 
 
 class XenHost:
-    """Hypervisor and Dom0. `with` closes it, and with it every domain."""
+    """Hypervisor and Dom0. `with` closes it, and with it every domain.
+
+    `on_end(domain, reason)` is called in the loop's thread when a domain has shut down; it must not wait.
+    """
 
     def __init__(self, engine: Engine | str = "soft") -> None:
         self._owns_engine = isinstance(engine, str)
-        self.engine = open_engine(engine)[0] if isinstance(engine, str) else engine
+        self.engine, self.why = open_engine(engine) if isinstance(engine, str) else (engine, "")
         self.error: BaseException | None = None
+        self.began = time.time()
         self.loop = EventLoop(self._failed)
         self.xen = Xen()
         self.control = Control(self.xen, self.loop)
         self.server = store.start(self.control)
         self.store = StoreClient(self.server)
         self.domains: dict[int, DomU] = {}
+        self.on_end: Callable[[DomU, ShutdownReason | None], None] = lambda _, __: None
+        self.on_failure: Callable[[BaseException], None] = lambda _: None
+        self._lock = threading.RLock()
+        self._making: set[str] = set()
+        self._cache = boot.PayloadCache(default_root() / "kernels")
+        with self.loop.lock:
+            domnodes.write_dom0(self.store, self.control.domain.pages * 4)
+            self._exceptions = self.control.bind_virq(Virq.DOM_EXC, self._look_for_ends)
         self.loop.start()
 
     def _failed(self, error: BaseException) -> None:
         self.error = error
+        _log.error("Dom0 cannot go on", exc_info=error)
         for domain in list(self.domains.values()):
-            domain.stopped.set()
+            domain.ended(None)
+        self.on_failure(error)
+
+    def _look_for_ends(self) -> None:
+        """VIRQ_DOM_EXC: some domain has shut down, or is gone."""
+        for domain in list(self.domains.values()):
+            xen = self.xen.domains.get(domain.domid)
+            if xen is None or xen.state is not State.SHUTDOWN or domain.stopped.is_set():
+                continue
+            self.server.shut_down(domain.domid)
+            domain.ended(xen.shutdown_reason)
+            self.on_end(domain, xen.shutdown_reason)
+
+    # ---------------------------------------------------------------- domains
 
     def create(
         self,
         name: str,
-        kernel: Path,
+        kernel: Path | None = None,
         *,
         memory: int = 256 * MIB,
         initrd: Path | None = None,
-        cmdline: str = "console=hvc0",
-        console: Callable[[bytes], None] = lambda _: None,
+        cmdline: str = DEFAULT_CMDLINE,
+        console: Callable[[bytes], None] | None = None,
         cache: boot.Cache | None = None,
+        paused: bool = False,
     ) -> DomU:
-        """A running PVH domain. `console` gets what it writes to its console."""
-        domain = DomU(self, name, kernel, memory, initrd, cmdline, console, cache)
-        self.domains[domain.domid] = domain
-        domain.start()
+        """A running PVH domain; without `kernel`, the default guest. `console` gets what it writes to its console.
+
+        When it has shut down it is kept until it is destroyed. `memory` is in bytes. UsageError, ImageError.
+        """
+        keep = Action.PRESERVE
+        config = DomainConfig(
+            name=name,
+            kernel=kernel,
+            ramdisk=initrd,
+            cmdline=cmdline,
+            memory=memory,
+            on_poweroff=keep,
+            on_reboot=keep,
+            on_crash=keep,
+            on_watchdog=keep,
+        )
+        feed = Feed()
+        if console is not None:
+            feed.listen(console)
+        return self.create_from(config, feed=feed, cache=cache, paused=paused)
+
+    def create_from(
+        self,
+        config: DomainConfig,
+        *,
+        feed: Feed | None = None,
+        cache: boot.Cache | None = None,
+        paused: bool = False,
+        records: bool = True,
+    ) -> DomU:
+        """The domain that a configuration describes. UsageError where there is one of that name; ImageError."""
+        config = with_kernel(config.completed())
+        with self._reserved(config.name):
+            domain = DomU(self, config, cache=cache or self._cache, feed=feed or Feed(), records=records)
+            with self._lock:
+                self.domains[domain.domid] = domain
+        if not paused:
+            domain.start()
         return domain
+
+    @contextmanager
+    def _reserved(self, name: str) -> Iterator[None]:
+        """Hold a name that no domain has while one that is to have it is made."""
+        with self._lock:
+            if name in self._making or any(domain.name == name for domain in self.domains.values()):
+                raise UsageError(f"there is a domain {name} already")
+            self._making.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._making.discard(name)
+
+    def find(self, words: str) -> DomU:
+        """The domain of this name or number. UsageError where there is none."""
+        with self._lock:
+            for domain in self.domains.values():
+                if words == domain.name or words == str(domain.domid):
+                    return domain
+        if words in ("0", "Domain-0"):
+            raise UsageError("Domain-0 is the host itself: that cannot be done to it")
+        raise UsageError(f"there is no domain {words}")
+
+    def rename(self, domain: DomU, name: str) -> None:
+        """Give a domain another name. UsageError where another has it."""
+        with self._reserved(check_name(name)):
+            domain.rename(name)
+
+    def destroy(self, domain: DomU, *, comes_back: bool = False) -> None:
+        """See `DomU.destroy`. One that is gone is no error. Who listens to one that `comes_back` goes on doing so."""
+        with self._lock:
+            mine = self.domains.pop(domain.domid, None)
+        if mine is None:
+            domain.gone.wait()
+            return
+        mine.close()
+        if not comes_back:
+            with self.loop.lock:
+                mine.feed.close()
+
+    def destroy_all(self) -> None:
+        """Destroy every domain."""
+        for domain in list(self.domains.values()):
+            domain.destroy()
 
     def close(self) -> None:
         """Destroy every domain and give everything back."""
-        for domain in list(self.domains.values()):
-            domain.destroy()
+        self.destroy_all()
         with self.loop.lock:
+            self.control.unbind(self._exceptions)
             self.store.close()
             self.server.close()
         self.loop.close()
@@ -80,95 +199,10 @@ class XenHost:
         self.close()
 
 
-class DomU:
-    """One domain: its place in the store, its console, and its end."""
-
-    def __init__(
-        self,
-        host: XenHost,
-        name: str,
-        kernel: Path,
-        memory: int,
-        initrd: Path | None,
-        cmdline: str,
-        console: Callable[[bytes], None],
-        cache: boot.Cache | None,
-    ) -> None:
-        self._host = host
-        self.name = name
-        self.stopped = threading.Event()
-        self._built = PvhDomain(
-            host.control, host.engine, kernel, memory=memory, initrd=initrd, cmdline=cmdline, cache=cache
-        )
-        self.domid = self._built.domid
-        self.path = f"/local/domain/{self.domid}"
-        self._built.guest.on_stop = self.stopped.set
-        with host.loop.lock:
-            self._write_store(memory)
-            host.store.introduce(self.domid, self._built.store_gfn, self._built.store_port)
-            self.console = Console(host.control, self.domid, self._built.console_gfn, self._built.console_port, console)
-
-    def _write_store(self, memory: int) -> None:
-        """The nodes that a toolstack gives a new domain (docs/misc/xenstore-paths.pandoc)."""
-        client, path = self._host.store, self.path
-        client.mkdir(path)
-        client.set_permissions(path, ("n0", f"r{self.domid}"))
-        kib = memory >> 10
-        nodes: dict[str, str | int] = {
-            "name": self.name,
-            "domid": self.domid,
-            "memory/target": kib,
-            "memory/static-max": kib,
-            "cpu/0/availability": "online",
-            "console/type": "xenconsoled",
-            "console/ring-ref": self._built.console_gfn,
-            "console/port": self._built.console_port,
-            "console/limit": 1 << 20,
-            "store/ring-ref": self._built.store_gfn,
-            "store/port": self._built.store_port,
-        }
-        for node, value in nodes.items():
-            client.write(f"{path}/{node}", value)
-        for own in ("data", "drivers", "feature", "attr", "error", "control", "device"):
-            client.mkdir(f"{path}/{own}")
-            client.set_permissions(f"{path}/{own}", (f"n{self.domid}",))
-        client.write(f"{path}/control/shutdown", "")
-        client.set_permissions(f"{path}/control/shutdown", (f"n{self.domid}",))
-
-    def start(self) -> None:
-        """Let it run."""
-        self._built.start()
-
-    def send(self, data: bytes) -> None:
-        """Type on its console."""
-        self.console.send(data)
-
-    def shutdown(self, order: str = "poweroff") -> None:
-        """Ask the guest's kernel to shut down, through its node control/shutdown."""
-        with self._host.loop.lock:
-            self._host.store.write(f"{self.path}/control/shutdown", order)
-
-    def wait(self, timeout: float | None = None) -> ShutdownReason | None:
-        """Wait until it has shut down; None after `timeout` seconds. An error of the host's is raised here."""
-        if not self.stopped.wait(timeout):
-            return None
-        error = self._host.error or self._built.guest.error
-        if error is not None:
-            raise error
-        return self._built.domain.shutdown_reason
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """Exits of its processor by reason."""
-        return dict(self._built.guest.vcpu.counters)
-
-    def destroy(self) -> None:
-        """End it and give back everything that it had."""
-        if self._host.domains.pop(self.domid, None) is None:
-            return
-        self._built.guest.stop()
-        with self._host.loop.lock:
-            self.console.close()
-            self._host.store.release(self.domid)
-            self._host.store.remove(self.path)
-        self._built.close()
+def with_kernel(config: DomainConfig) -> DomainConfig:
+    """`config`, with the default guest where it names no kernel. HostError where none can be had."""
+    if config.kernel is not None:
+        return config
+    guest = default_guest(quiet)
+    words = config.cmdline if "console=" in config.cmdline else f"{DEFAULT_CMDLINE} {config.cmdline}".rstrip()
+    return replace(config, kernel=guest.kernel, ramdisk=config.ramdisk or guest.initrd, cmdline=words)

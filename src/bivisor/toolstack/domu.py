@@ -1,0 +1,257 @@
+"""One domain of a host, from Python: its console, its orders, its memory, and its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bivisor.abi.xen.xen import ShutdownReason
+from bivisor.boot import Cache
+from bivisor.dom0.console import Console
+from bivisor.errors import BivisorError, UsageError
+from bivisor.toolstack import domnodes
+from bivisor.toolstack.feed import Feed
+from bivisor.toolstack.pvh import PvhDomain
+from bivisor.toolstack.xlconfig import DomainConfig
+from bivisor.xen.errors import XenError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from bivisor.toolstack.xenhost import XenHost
+
+ORDERS = ("poweroff", "reboot", "halt", "suspend")
+KIB = 1 << 10
+_SLACK_KIB = 1024
+"""What a domain may have beyond its target, as libxl grants it (LIBXL_MAXMEM_CONSTANT)."""
+
+
+class DomUTimeout(BivisorError):
+    """The domain did not do in time what was waited for."""
+
+
+class DomU:
+    """A domain. `path` is its directory in the store; `feed` what it says; `config` what it is made of.
+
+    Made by `XenHost.create`; `with` destroys it. With `records` all that it says is kept for `wait_for` and `output`.
+    """
+
+    def __init__(
+        self, host: XenHost, config: DomainConfig, *, cache: Cache | None, feed: Feed, records: bool = True
+    ) -> None:
+        if config.kernel is None:
+            raise UsageError("a domain needs a kernel")
+        self._host = host
+        self.config = config
+        self.name = config.name
+        self.uuid = config.uuid
+        self.feed = feed
+        self.stopped = threading.Event()
+        self.gone = threading.Event()
+        self.reason: ShutdownReason | None = None
+        self.began = time.time()
+        self.next_config: DomainConfig | None = None
+        """What it is made of when it reboots, where that is to be something else than `config`."""
+        self._news = threading.Condition()
+        self._said = bytearray()
+        self._seen = 0
+        self._built = PvhDomain(
+            host.control,
+            host.engine,
+            config.kernel,
+            memory=config.maxmem,
+            initrd=config.ramdisk,
+            cmdline=config.cmdline,
+            cache=cache,
+        )
+        self.domid = self._built.domid
+        self.path = f"/local/domain/{self.domid}"
+        with host.loop.lock:
+            domnodes.write_domain(host.store, self._person(), self._rings())
+            host.store.introduce(self.domid, self._built.store_gfn, self._built.store_port)
+            self.console = Console(host.control, self.domid, self._built.console_gfn, self._built.console_port, feed)
+            if records:
+                feed.listen(self._hear)
+            feed.input = self.console.send
+            feed.untaken = lambda: self.console.untaken
+
+    def _person(self) -> domnodes.Person:
+        config = self.config
+        return domnodes.Person(
+            self.domid,
+            self.name,
+            self.uuid,
+            config.memory // KIB,
+            config.maxmem // KIB,
+            config.vcpus,
+            config.maxvcpus,
+        )
+
+    def _rings(self) -> domnodes.Rings:
+        built = self._built
+        return domnodes.Rings(built.console_gfn, built.console_port, built.store_gfn, built.store_port)
+
+    # ---------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Let a domain that was created paused run."""
+        self.unpause()
+
+    def pause(self) -> None:
+        """Hold its processors, until as many `unpause`. When it returns, no code of the guest's runs."""
+        self._host.control.domains.pause(self.domid)
+        self._built.guest.wait_until_still()
+
+    def unpause(self) -> None:
+        """Undo one `pause`, or the one that a domain is created with. UsageError where it is not paused."""
+        try:
+            self._host.control.domains.unpause(self.domid)
+        except XenError:
+            raise UsageError(f"domain {self.name} is not paused") from None
+
+    def shutdown(self, order: str = "poweroff") -> None:
+        """Ask the guest's kernel, through its node control/shutdown. `order` is one of `ORDERS`."""
+        if order not in ORDERS:
+            raise UsageError(f"order {order!r} is none of {', '.join(ORDERS)}")
+        self._control("shutdown", order)
+
+    def acknowledged(self) -> bool:
+        """Whether the guest has taken the last order: it empties the node."""
+        with self._host.loop.lock:
+            return not self._host.store.get(f"{self.path}/control/shutdown")
+
+    def sysrq(self, letter: str) -> None:
+        """Send a magic SysRq key to the guest's kernel."""
+        if len(letter) != 1 or not letter.isascii() or not letter.isalnum():
+            raise UsageError(f"sysrq {letter!r}: it is one letter or digit")
+        self._control("sysrq", letter)
+
+    def _control(self, node: str, value: str) -> None:
+        with self._host.loop.lock:
+            if self.stopped.is_set():
+                raise UsageError(f"domain {self.name} has shut down already")
+            self._host.store.write(f"{self.path}/control/{node}", value)
+
+    def wait(self, timeout: float | None = None) -> ShutdownReason | None:
+        """Wait until it has shut down; None after `timeout` seconds. An error of the host's is raised here."""
+        if not self.stopped.wait(timeout):
+            return None
+        error = self._host.error or self._built.guest.error
+        if error is not None:
+            raise error
+        return self.reason or self._built.domain.shutdown_reason
+
+    def destroy(self) -> None:
+        """End it and give back everything that it had. From any thread but the loop's and its own."""
+        self._host.destroy(self)
+
+    def close(self) -> None:
+        """What `destroy` does once the host has forgotten the domain."""
+        host = self._host
+        self._built.guest.stop()
+        with host.loop.lock:
+            self.console.close()
+            self.feed.leave(self._hear)
+            host.store.release(self.domid)
+            domnodes.remove_domain(host.store, self._person())
+        self._built.close()
+        self.stopped.set()
+        self.gone.set()
+
+    def ended(self, reason: ShutdownReason | None) -> None:
+        """The host tells that it has shut down."""
+        self.reason = reason
+        with self._news:
+            self.stopped.set()
+            self._news.notify_all()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What went wrong in the host while it ran the domain."""
+        return self._built.guest.error
+
+    # ---------------------------------------------------------------- console
+
+    def send(self, text: bytes | str) -> None:
+        """Type `text` on its console; a line ends with "\\n"."""
+        self.console.send(text.encode() if isinstance(text, str) else text)
+
+    def _hear(self, data: bytes) -> None:
+        with self._news:
+            self._said += data
+            self._news.notify_all()
+
+    @property
+    def output(self) -> bytes:
+        """All that it has said since it was created."""
+        with self._news:
+            return bytes(self._said)
+
+    def wait_for(self, words: bytes | str, timeout: float = 60.0) -> bytes:
+        """Wait until it says `words`, and give what it said since the last such call, up to and with them.
+
+        DomUTimeout after `timeout` seconds, or when the domain ends without having said them.
+        """
+        wanted = words.encode() if isinstance(words, str) else words
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while (at := self._said.find(wanted, self._seen)) < 0:
+                left = deadline - time.monotonic()
+                if left <= 0 or self.stopped.is_set():
+                    rest = bytes(self._said[self._seen :])[-200:]
+                    why = "ended" if self.stopped.is_set() else f"ran for {timeout:g} s"
+                    raise DomUTimeout(f"{self.name} {why} without saying {wanted!r}; it ended with {rest!r}")
+                self._news.wait(left)
+            start, self._seen = self._seen, at + len(wanted)
+            return bytes(self._said[start : self._seen])
+
+    # ---------------------------------------------------------------- what it has
+
+    def rename(self, name: str) -> None:
+        """Its name is another now. The host has checked that it can be."""
+        self.name = name
+        self.config = replace(self.config, name=name)
+        with self._host.loop.lock:
+            self._host.store.write(f"{self.path}/name", name)
+            self._host.store.write(f"{self._person().vm}/name", name)
+
+    @property
+    def memory_target(self) -> int:
+        """The bytes that its balloon driver was asked to come to."""
+        with self._host.loop.lock:
+            return int(self._host.store.read(f"{self.path}/memory/target")) * KIB
+
+    def set_memory(self, size: int) -> None:
+        """Ask its balloon driver to come to `size` bytes, and let it have no more. UsageError above maxmem."""
+        most = self.config.maxmem
+        if size > most:
+            raise UsageError(f"domain {self.name} has at most {most >> 20} MiB (maxmem), so not {size >> 20} MiB")
+        if size < 1 << 20:
+            raise UsageError(f"{size} bytes are too little for a domain")
+        self._host.control.domains.set_max_mem(self.domid, size // KIB + _SLACK_KIB)
+        with self._host.loop.lock:
+            self._host.store.write(f"{self.path}/memory/target", size // KIB)
+
+    def set_memory_limit(self, size: int) -> None:
+        """How much it may have at most, in bytes, whatever its balloon driver asks for. UsageError below its target."""
+        if size < self.memory_target:
+            raise UsageError(
+                f"domain {self.name} is to have {self.memory_target >> 20} MiB, so its limit cannot be"
+                f" {size >> 20} MiB: mem-set it first"
+            )
+        self._host.control.domains.set_max_mem(self.domid, size // KIB + _SLACK_KIB)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Exits of its processor by reason."""
+        return dict(self._built.guest.vcpu.counters)
+
+    def __enter__(self) -> DomU:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.destroy()

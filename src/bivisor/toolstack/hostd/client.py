@@ -1,0 +1,83 @@
+"""The commands' end of the connection to a host."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+from bivisor.errors import HostError
+from bivisor.host import local_socket
+from bivisor.toolstack.hostd import messages
+from bivisor.toolstack.hostd.messages import HostDied, LineReader
+from bivisor.toolstack.hostd.place import Place
+
+
+class HostClient:
+    """A connection to the host in `place`. HostError where none runs there. `with` ends it."""
+
+    def __init__(self, place: Place) -> None:
+        end = local_socket.connect(place.socket)
+        if end is None:
+            raise HostError(
+                f"no host runs in {place.folder}: `bivisor host start` starts one, `bivisor xl create` does by itself"
+            )
+        if local_socket.peer_uid(end) not in (local_socket.own_uid(), 0):
+            end.close()
+            raise HostError(f"{place.socket}: somebody else's program listens there")
+        self._place = place
+        self._end = end
+        self._reader = LineReader(end)
+
+    def call(self, method: str, **params: Any) -> Any:
+        """Have the host do something: its result. What it refuses is raised as it would be there."""
+        try:
+            self._end.sendall(messages.encode({"method": method, "params": params}))
+            line = self._reader.line()
+        except OSError as error:
+            raise HostDied(f"the host is gone: {error.strerror}") from None
+        if line is None:
+            raise HostDied("the host ended before it answered")
+        answer = messages.decode(line)
+        if "error" in answer:
+            messages.raise_error(answer["error"])
+        return answer.get("result")
+
+    def console(self, domain: str) -> tuple[socket.socket, bytes]:
+        """Attach to a domain's console: the connection, which is only that from now on, and what came already."""
+        self.call("console", domain=domain)
+        return self._end, self._reader.rest
+
+    def wait_until_gone(self) -> None:
+        """Wait until the host's process has ended: the lock file goes last."""
+        while self._place.lock.exists():
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._end.close()
+
+    def __enter__(self) -> HostClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def runs(place: Place) -> bool:
+    """Whether a host runs there."""
+    end = local_socket.connect(place.socket)
+    if end is not None:
+        end.close()
+    return end is not None
+
+
+def stop_host(place: Place, timeout: float, force: bool) -> list[str] | None:
+    """Stop the host that runs there, and wait until it is gone: the domains that had to be destroyed, None without a
+    host."""
+    if not runs(place):
+        return None
+    with HostClient(place) as host:
+        destroyed = host.call("stop", timeout=timeout, force=force)["destroyed"]
+        host.wait_until_gone()
+    return [str(name) for name in destroyed]
