@@ -200,6 +200,8 @@ MSR_EXIT_REASON_FILTER = 1 << 2
 XEN_HVM_CONFIG_HYPERCALL_MSR = 1 << 0
 XEN_HVM_CONFIG_INTERCEPT_HCALL = 1 << 1
 STATS_TYPE_MASK = 0xF
+SYNC_X86_REGS = 1 << 0
+SYNC_X86_SREGS = 1 << 1
 
 
 class GuestDbg(IntFlag):
@@ -295,6 +297,10 @@ class Run:
     MSR_DATA = 48
     HYPERCALL_RET = 88
     XEN_RESULT = 56
+    VALID_REGS = 288
+    DIRTY_REGS = 296
+    SYNC_REGS = 304
+    SYNC_SREGS = 448
 
 
 # What stands at Run.EXIT for each reason.

@@ -105,6 +105,11 @@ class Vcpu(Protocol):
     def ready_for_interrupt(self) -> bool:
         """Whether the guest could take an external interrupt at the next entry."""
 
+    @property
+    def is_down(self) -> bool:
+        """After `Interrupted`: whether it halts with interrupts off, or waits to be started, in the engine, so that
+        nothing but another processor or an NMI makes it go on. False where `Hlt` comes out for that."""
+
     def nmi(self) -> None:
         """KVM API 4.64 KVM_NMI."""
 
@@ -134,8 +139,16 @@ class Machine(Protocol):
         """Where the interrupt controllers are: "none", "kernel" (8259, I/O APIC, 8254 and local APICs are the engine's)
         or "user" (local APICs are the engine's; the platform connects an `IrqChip` and brings an 8254)."""
 
+    @property
+    def halts_inside(self) -> bool:
+        """Whether a processor that halts stays inside `run()` whatever its interrupt flag is: see `Vcpu.is_down`."""
+
     def create_irqchip(self) -> None:
         """KVM API 4.24 KVM_CREATE_IRQCHIP, before the first processor. Sets `irqchip` to "kernel" or "user"."""
+
+    def create_local_apics(self) -> None:
+        """As `create_irqchip`, but local APICs alone: messages interrupt the processors, and there are no lines.
+        `irqchip` is "user" then, and nothing has to be connected to it."""
 
     def connect_irqchip(self, chip: IrqChip) -> None:
         """Only where `irqchip` is "user": route lines and EOIs to `chip`."""
@@ -161,8 +174,9 @@ class Machine(Protocol):
     def set_irq(self, gsi: int, level: bool) -> None:
         """KVM API 4.25 KVM_IRQ_LINE. From any thread."""
 
-    def signal_msi(self, address: int, data: int) -> None:
-        """KVM API 4.70 KVM_SIGNAL_MSI. From any thread."""
+    def signal_msi(self, address: int, data: int) -> bool:
+        """KVM API 4.70 KVM_SIGNAL_MSI. From any thread. False where no local APIC took it, as one that is turned off
+        does not; the message is lost then, as on a bus."""
 
     def ioeventfd(self, fd: int, address: int, length: int, *, pio: bool = False, datamatch: int | None = None) -> None:
         """KVM API 4.59 KVM_IOEVENTFD: a write of `length` bytes (0: any) there signals eventfd `fd`, with no exit."""
@@ -183,6 +197,13 @@ class Machine(Protocol):
 
     def exit_on_cpuid(self, wanted: bool = True) -> None:
         """Exit with `Cpuid` on each CPUID instruction. EngineError on an engine that cannot (kvm cannot)."""
+
+    def take_xen_hypercalls(self, msr: int) -> bytes:
+        """Let hypercalls in Xen's convention come out as `Hypercall` exits of abi "xen", and writes to `msr`, by which a
+        guest asks for its hypercall page, as `WrMsr`. Before the first processor.
+
+        Gives the three bytes of the instruction that makes them on this machine. Where it is an OUT, neither VMCALL nor
+        VMMCALL comes out, and what a kernel has of them has to be replaced."""
 
     def statistics(self) -> dict[str, int]:
         """What the engine counts itself (KVM API 4.133 binary statistics on `kvm`). While no processor runs."""

@@ -15,9 +15,9 @@ from types import TracebackType
 from bivisor import boot
 from bivisor.cpu.contract import Engine, ExitHandler, Machine, Vcpu
 from bivisor.cpu.select import open_engine
+from bivisor.cpu.topology import guest_cpuid
 from bivisor.errors import UsageError
 from bivisor.host.loop import EventLoop
-from bivisor.kvm.cpuid import guest_cpuid
 from bivisor.kvm.dispatch import Dispatcher
 from bivisor.kvm.outcome import End, Outcome
 from bivisor.memory import GuestMemory

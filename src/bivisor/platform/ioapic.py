@@ -30,7 +30,7 @@ class IoApic:
     The level of an input means "asserted", whatever polarity the guest has programmed.
     """
 
-    def __init__(self, signal_msi: Callable[[int, int], None], apic_id: int = 0) -> None:
+    def __init__(self, signal_msi: Callable[[int, int], object], apic_id: int = 0) -> None:
         self._signal_msi = signal_msi
         self._id = apic_id & 15
         self._select = 0

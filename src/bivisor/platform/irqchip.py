@@ -26,7 +26,7 @@ class PcIrqChip:
     def __init__(
         self,
         set_intr: Callable[[bool], None],
-        signal_msi: Callable[[int, int], None],
+        signal_msi: Callable[[int, int], object],
         lock: threading.RLock,
         *,
         level_triggered: Iterable[int] = (),

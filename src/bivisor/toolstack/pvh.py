@@ -34,16 +34,17 @@ class PvhDomain:
         initrd: Path | None = None,
         cmdline: str = "",
         cache: boot.Cache | None = None,
+        vcpus: int = 1,
     ) -> None:
         self.control = control
         with contextlib.ExitStack() as undo:
             ram = GuestMemory(memory, name="bivisor-domu")
             undo.callback(ram.close)
-            self.guest = PvhGuest(control.xen, engine, ram, control.loop, punch_hole)
-            self.domain: Domain = control.xen.create_domain(ram, upcall=self.guest)
+            self.guest = PvhGuest(control.xen, engine, ram, punch_hole, vcpus)
+            self.domain: Domain = control.xen.create_domain(ram, upcall=self.guest, vcpus=vcpus)
             self.domid = self.domain.domid
             first = _special(ram)
-            tables = build_reduced_tables(1)
+            tables = build_reduced_tables(vcpus)
             entry = boot.load(
                 ram,
                 kernel,
@@ -55,6 +56,9 @@ class PvhDomain:
                 cache=cache,
             )
             ram.write(tables.base, tables.image)
+            for taken in entry.layout:
+                if taken.name == "kernel":
+                    self.guest.loaded(taken.gpa, taken.size)
             self.domain.memory_map = _memory_map(ram, first)
             self.console_gfn, self.store_gfn = first + _CONSOLE, first + _STORE
             self.console_port = control.alloc_unbound_for(self.domid)

@@ -34,6 +34,7 @@ _KEPT = 4096  # a guest that sweeps all addresses must not fill the host's memor
 MMIO_KEY = (1 << 40) - 1
 """Of the 8 bytes that hold an MMIO exit's length and direction, the last 3 are padding."""
 
+_MASK_32, _MASK_64 = (1 << 32) - 1, (1 << 64) - 1
 _DIRECTIONS = {abi.EXIT_IO_IN: Direction.IN, abi.EXIT_IO_OUT: Direction.OUT}
 
 
@@ -55,6 +56,7 @@ class RunArea:
         self._window = InterruptWindow()
         self._shutdown = Shutdown()
         self._interrupted = Interrupted()
+        self._hypercall_port: int | None = None
         self._msr_error = self._view(Run.MSR_ERROR, 1)
         self._msr_data = self._view(Run.MSR_DATA, 8)
         self._hypercall_result = self._view(Run.HYPERCALL_RET, 8)
@@ -75,6 +77,13 @@ class RunArea:
             ExitReason.INTERNAL_ERROR: self._internal_error,
             ExitReason.SYSTEM_EVENT: self._system_event,
         }
+
+    def take_hypercalls(self, port: int) -> None:
+        """Make `Hypercall` exits of writes of 4 bytes to `port`: the kernel is told to leave the registers here at each
+        exit, and to take RAX from here (KVM API 5, kvm_valid_regs and kvm_dirty_regs)."""
+        self._hypercall_port = port
+        self._rax = self._view(Run.SYNC_REGS, 8)
+        self.quads[Run.VALID_REGS // 8] = abi.SYNC_X86_REGS | abi.SYNC_X86_SREGS
 
     def decode(self) -> Exit:
         """The exit that kvm_run tells of."""
@@ -98,8 +107,10 @@ class RunArea:
             view = self._views[start, length] = self.bytes[start : start + length]
         return view
 
-    def _port_io(self) -> PortIo:
+    def _port_io(self) -> Exit:
         direction, size, port, count, offset = abi.EXIT_IO.unpack_from(self.bytes, Run.EXIT)
+        if port == self._hypercall_port and size == 4 and direction == abi.EXIT_IO_OUT and count == 1:
+            return self._hypercall_by_port()
         if len(self.ports) >= _KEPT:
             self.ports.clear()
         # The kernel always uses the same page for port data (KVM_PIO_PAGE_OFFSET), so the offset is no part of the key.
@@ -138,6 +149,16 @@ class RunArea:
         if type_ != abi.EXIT_XEN_HCALL:
             return UnknownExit(ExitReason.XEN)
         return Hypercall("xen", nr, tuple(params), cpl, bool(long_mode), self._xen_result)
+
+    def _hypercall_by_port(self) -> Hypercall:
+        rax, rbx, rcx, rdx, rsi, rdi, _, rbp, r8, r9, r10, *_ = abi.REGS.unpack_from(self.bytes, Run.SYNC_REGS)
+        _, _, selector, _, _, _, _, _, long_mode, *_ = abi.SEGMENT.unpack_from(self.bytes, Run.SYNC_SREGS)
+        args = (rdi, rsi, rdx, r10, r8, r9) if long_mode else (rbx, rcx, rdx, rsi, rdi, rbp)
+        self.quads[Run.DIRTY_REGS // 8] = abi.SYNC_X86_REGS
+        mask = _MASK_64 if long_mode else _MASK_32
+        return Hypercall(
+            "xen", rax & mask, tuple(value & mask for value in args), selector & 3, bool(long_mode), self._rax
+        )
 
     def _internal_error(self) -> InternalError:
         suberror, count, *data = abi.EXIT_INTERNAL.unpack_from(self.bytes, Run.EXIT)

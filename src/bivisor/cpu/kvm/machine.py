@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from bivisor.abi import linux_kvm as abi
 from bivisor.abi.linux_kvm import Cap, Ioctl, IoeventfdFlag, MemoryFlag
 from bivisor.cpu.contract import IrqChip
+from bivisor.cpu.kvm import state
 from bivisor.cpu.kvm.calls import call
 from bivisor.cpu.kvm.stats import Statistics
 from bivisor.cpu.kvm.vcpu import KvmVcpu
@@ -22,6 +23,13 @@ IDENTITY_MAP = 0xFEFF_C000
 TSS = 0xFEFF_D000
 """Where it keeps the task state for the same purpose: three pages. A memory map should keep these four free."""
 
+XEN_HYPERCALL_PORT = 0xE6
+"""A port that no PC has a device at, for guests of Xen whose VMCALL the kernel would answer."""
+
+_VMCALL, _VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"
+_OUT_IMM8_EAX, _NOP = 0xE7, 0x90
+_GENUINE_INTEL_EBX = int.from_bytes(b"Genu", "little")
+
 CpuidModel = Callable[[int, bool], bytearray]
 """The kvm_cpuid2 of processor `index`, with a local APIC or without."""
 
@@ -31,12 +39,14 @@ class KvmMachine:
 
     def __init__(self, fd: int, caps: dict[Cap, int], run_size: int, cpuid: CpuidModel) -> None:
         self._fd = fd
+        self._caps = caps
         self._run_size = run_size
         self._cpuid = cpuid
         self._slots: dict[Slot, tuple[int, MemoryFlag]] = {}
         self._free: list[int] = []
         self._vcpus: dict[int, KvmVcpu] = {}
         self._irqchip = "none"
+        self._hypercall_port: int | None = None
         self._statistics: Statistics | None = None
         if caps[Cap.SET_IDENTITY_MAP_ADDR]:
             call(fd, Ioctl.SET_IDENTITY_MAP_ADDR, struct.pack("<Q", IDENTITY_MAP))
@@ -52,14 +62,24 @@ class KvmMachine:
 
     @property
     def irqchip(self) -> str:
-        """ "none" or "kernel"."""
+        """ "none", "kernel", or "user" after `create_local_apics`."""
         return self._irqchip
+
+    @property
+    def halts_inside(self) -> bool:
+        """With local APICs: the kernel keeps what halts."""
+        return self._irqchip != "none"
 
     def create_irqchip(self) -> None:
         """KVM API 4.24 KVM_CREATE_IRQCHIP and 4.71 KVM_CREATE_PIT2, the speaker port (0x61) with it."""
         call(self._fd, Ioctl.CREATE_IRQCHIP)
         call(self._fd, Ioctl.CREATE_PIT2, abi.PIT_CONFIG.pack(abi.PIT_SPEAKER_DUMMY))
         self._irqchip = "kernel"
+
+    def create_local_apics(self) -> None:
+        """KVM API 7.5 KVM_CAP_SPLIT_IRQCHIP: local APICs in the kernel, and neither 8259 nor I/O APIC nor 8254."""
+        call(self._fd, Ioctl.ENABLE_CAP, abi.ENABLE_CAP.pack(Cap.SPLIT_IRQCHIP, 0, 0, 0, 0, 0))
+        self._irqchip = "user"
 
     def connect_irqchip(self, chip: IrqChip) -> None:
         """EngineError: the interrupt controllers are in the kernel."""
@@ -74,8 +94,9 @@ class KvmMachine:
         controllers, processor 0 runs from the start and every other waits in `run()` for INIT and SIPI."""
         fd = call(self._fd, Ioctl.CREATE_VCPU, index)
         try:
-            model = self._cpuid(index, self._irqchip == "kernel")
+            model = self._cpuid(index, self._irqchip != "none")
             vcpu = KvmVcpu(fd, index, self._run_size, model, self._forget)
+            vcpu.hypercalls_by_port(self._hypercall_port)
         except BaseException:
             os.close(fd)
             raise
@@ -143,9 +164,10 @@ class KvmMachine:
         """KVM API 4.25 KVM_IRQ_LINE. EngineError without `create_irqchip`."""
         call(self._fd, Ioctl.IRQ_LINE, abi.IRQ_LEVEL.pack(gsi, level))
 
-    def signal_msi(self, address: int, data: int) -> None:
-        """KVM API 4.70 KVM_SIGNAL_MSI. One that no local APIC takes is lost, as on the bus."""
-        call(self._fd, Ioctl.SIGNAL_MSI, abi.MSI.pack(address & 0xFFFF_FFFF, address >> 32, data, 0))
+    def signal_msi(self, address: int, data: int) -> bool:
+        """KVM API 4.70 KVM_SIGNAL_MSI. False where no local APIC took it."""
+        message = bytearray(abi.MSI.pack(address & 0xFFFF_FFFF, address >> 32, data, 0))
+        return call(self._fd, Ioctl.SIGNAL_MSI, message) > 0
 
     def ioeventfd(self, fd: int, address: int, length: int, *, pio: bool = False, datamatch: int | None = None) -> None:
         """KVM API 4.59 KVM_IOEVENTFD."""
@@ -204,6 +226,24 @@ class KvmMachine:
         to `msr` as a `WrMsr` exit. EngineError where KVM_CAP_XEN_HVM is missing."""
         config = abi.XEN_HVM_CONFIG.pack(abi.XEN_HVM_CONFIG_INTERCEPT_HCALL, msr, 0, 0, 0, 0)
         call(self._fd, Ioctl.XEN_HVM_CONFIG, config)
+
+    def take_xen_hypercalls(self, msr: int) -> bytes:
+        """See `Machine.take_xen_hypercalls`: VMCALL or VMMCALL where KVM_CAP_XEN_HVM intercepts them, else an OUT."""
+        self.filter_msrs([(msr, 1)])
+        if self._caps[Cap.XEN_HVM] & abi.XEN_HVM_CONFIG_INTERCEPT_HCALL:
+            self.intercept_xen_hypercalls(msr)
+            vendor = next(entry for entry in state.unpack_cpuid(self._cpuid(0, True)) if entry.leaf == 0)
+            return _VMCALL if vendor.ebx == _GENUINE_INTEL_EBX else _VMMCALL
+        self.hypercalls_by_port(XEN_HYPERCALL_PORT)
+        return bytes((_OUT_IMM8_EAX, XEN_HYPERCALL_PORT, _NOP))
+
+    def hypercalls_by_port(self, port: int) -> None:
+        """Let a write of 4 bytes to `port` come as a `Hypercall` exit of abi "xen", with its number in EAX: for where
+        VMCALL does not come out. Call it before the first processor. EngineError without KVM_CAP_SYNC_REGS."""
+        wanted = abi.SYNC_X86_REGS | abi.SYNC_X86_SREGS
+        if call(self._fd, Ioctl.CHECK_EXTENSION, Cap.SYNC_REGS) & wanted != wanted:
+            raise EngineError("this kernel's KVM lacks KVM_CAP_SYNC_REGS (Linux 4.17 or later has it)")
+        self._hypercall_port = port
 
     def statistics(self) -> dict[str, int]:
         """The kernel's counters: of the VM under `vm.`, of each processor under `vcpu0.` and so on (KVM API 4.133).

@@ -76,6 +76,11 @@ class KvmVcpu:
         """Its number, which is its APIC id."""
         return self._index
 
+    def hypercalls_by_port(self, port: int | None) -> None:
+        """See `KvmMachine.hypercalls_by_port`."""
+        if port is not None:
+            self._area.take_hypercalls(port)
+
     # ── running ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self, handler: ExitHandler | None = None) -> Exit:
@@ -225,6 +230,16 @@ class KvmVcpu:
     @mp_state.setter
     def mp_state(self, value: MpState) -> None:
         call(self._fd, Ioctl.SET_MP_STATE, abi.MP_STATE.pack(value))
+
+    @property
+    def is_down(self) -> bool:
+        """See `contract.Vcpu.is_down`: with local APICs, the kernel keeps what halts."""
+        match self.mp_state:
+            case MpState.HALTED:
+                return not self._area.bytes[Run.IF_FLAG]
+            case MpState.UNINITIALIZED:
+                return True
+        return False
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -103,6 +103,11 @@ class LocalApic:
         return bool(self.base & APIC_BASE_EXTD)
 
     @property
+    def enabled(self) -> bool:
+        """Whether it takes interrupts: the software enable bit of the spurious-interrupt register (SDM 11.4.7.2)."""
+        return bool(self.svr & 0x100)
+
+    @property
     def hardware_enabled(self) -> bool:
         """IA32_APIC_BASE bit 11: without it the processor has no local APIC and INTR goes to the core."""
         return bool(self.base & APIC_BASE_ENABLE)

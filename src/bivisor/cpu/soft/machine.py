@@ -305,11 +305,20 @@ class SoftMachine:
 
     # ---------------------------------------------------------------- interrupts
 
+    @property
+    def halts_inside(self) -> bool:
+        """See `Machine.halts_inside`: a HLT that nothing can end comes out."""
+        return False
+
     def create_irqchip(self) -> None:
         """See `Machine.create_irqchip`: the local APIC is ours, the rest is the platform's."""
         if self._vcpu is not None:
             raise EngineError("KVM_CREATE_IRQCHIP: it has to come before the first processor")
         self.irqchip = "user"
+
+    def create_local_apics(self) -> None:
+        """See `Machine.create_local_apics`."""
+        self.create_irqchip()
 
     def connect_irqchip(self, chip: IrqChip) -> None:
         """See `Machine.connect_irqchip`."""
@@ -345,17 +354,18 @@ class SoftMachine:
         if self._chip is not None:
             self._chip.end_of_interrupt(vector)
 
-    def signal_msi(self, address: int, data: int) -> None:
+    def signal_msi(self, address: int, data: int) -> bool:
         """See `Machine.signal_msi`. SDM volume 3, 11.11 "Message Signalled Interrupts"."""
         vcpu = self._vcpu
         if vcpu is None or self.irqchip == "none":
             raise EngineError("KVM_SIGNAL_MSI: this machine has no local APIC")
         if address >> 20 != _MSI_BASE:
-            return  # not an interrupt message; a bus would write it to memory that is not there
+            return False  # not an interrupt message; a bus would write it to memory that is not there
         if not vcpu.apic.matches(address >> 12 & 0xFF, bool(address & 4)):
-            return
+            return False
         mode, vector, level = data >> 8 & 7, data & 0xFF, bool(data & 0x8000)
         vcpu.post(lambda: vcpu.apic.deliver(mode, vector, level))
+        return vcpu.apic.enabled
 
     # ---------------------------------------------------------------- eventfds
 
@@ -396,6 +406,12 @@ class SoftMachine:
         """See `Machine.exit_on_cpuid`."""
         for vcpu in self.vcpus:
             vcpu.callbacks.exit_on_cpuid = wanted
+
+    def take_xen_hypercalls(self, msr: int) -> bytes:
+        """See `Machine.take_xen_hypercalls`. VMCALL does as well as VMMCALL."""
+        self.hypercall_abi = "xen"
+        self.filter_msrs([(msr, 1)])
+        return b"\x0f\x01\xd9"
 
     def statistics(self) -> dict[str, int]:
         """See `Machine.statistics`."""

@@ -457,6 +457,11 @@ class SoftVcpu:
         return int(cpu.eip.value + cpu.segs[1].base)
 
     @property
+    def is_down(self) -> bool:
+        """See `Vcpu.is_down`: `Hlt` comes out."""
+        return False
+
+    @property
     def counters(self) -> Mapping[str, int]:
         """See `Vcpu.counters`; `exception_N` are exceptions that the guest took, which are no exits."""
         return self.callbacks.counters()

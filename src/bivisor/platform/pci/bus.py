@@ -47,7 +47,7 @@ class PciBus:
         mmio: Bus,
         *,
         set_irq: Callable[[int, bool], None],
-        signal_msi: Callable[[int, int], None],
+        signal_msi: Callable[[int, int], object],
     ) -> None:
         self.ports = ports
         self.mmio = mmio

@@ -22,7 +22,7 @@ _INTERRUPT_WINDOW = 0xFEE
 class MsiX:
     """The table and the pending bits, as the device of a BAR of `size` bytes. `signal_msi(address, data)` delivers."""
 
-    def __init__(self, vectors: int, signal_msi: Callable[[int, int], None]) -> None:
+    def __init__(self, vectors: int, signal_msi: Callable[[int, int], object]) -> None:
         if not 0 < vectors <= MAX_VECTORS:
             raise UsageError(f"{vectors} MSI-X vectors: 1 to {MAX_VECTORS} are possible")
         self.vectors = vectors

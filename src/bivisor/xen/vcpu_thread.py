@@ -1,0 +1,214 @@
+"""One processor of a domain: the thread that runs it, what its exits ask for, and how it sleeps and is woken."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bivisor.abi.xen import xen as abi
+from bivisor.abi.xen.errno import Errno
+from bivisor.cpu.contract import Vcpu
+from bivisor.cpu.exits import Direction, Exit, Hlt, Hypercall, Interrupted, Mmio, PortIo, RdMsr, WrMsr
+from bivisor.memory import PAGE
+from bivisor.xen.call import Call
+from bivisor.xen.domain import Domain
+from bivisor.xen.table import hypercall
+
+if TYPE_CHECKING:
+    from bivisor.xen.guest import PvhGuest
+
+_MASK = (1 << 64) - 1
+_PIT_COUNTER_2 = 0x42
+_TSC = 0x10
+
+
+class VcpuThread:
+    """Processor `vcpu` of `domain`, which `guest` runs. `start()` begins the thread; it ends when `guest` stops."""
+
+    def __init__(self, guest: PvhGuest, domain: Domain, vcpu: Vcpu) -> None:
+        self._guest = guest
+        self._xen = guest.xen
+        self._domain = domain
+        self._info = domain.vcpus[vcpu.index]
+        self.vcpu = vcpu
+        self.index = vcpu.index
+        self.inside = False
+        """Whether guest code may be running. Changed under Xen's lock."""
+        self.down = False
+        """Whether it halts with interrupts off, or has never been started."""
+        self._was_here = False
+        self._call = Call(guest.xen, domain, vcpu.index, vcpu)
+        self._wish: tuple[tuple[int, ...] | None, int | None] | None = None
+        self._woken = threading.Event()
+        self._deferred: deque[Callable[[], None]] = deque()
+        self._thread: threading.Thread | None = None
+        self._table: dict[type[Exit], Callable[[Exit], bool]] = {
+            Hypercall: self._hypercall,
+            PortIo: self._port,
+            Mmio: self._mmio,
+            RdMsr: self._rdmsr,
+            WrMsr: self._wrmsr,
+        }
+
+    # ---------------------------------------------------------------- from other threads
+
+    def start(self) -> None:
+        """Begin the thread. Nothing to do where it has begun."""
+        if self._thread is None:
+            name = f"bivisor-dom{self._domain.domid}-vcpu{self.index}"
+            self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+            self._thread.start()
+
+    def kick(self) -> None:
+        """Have the thread look whether it may run on."""
+        self._woken.set()
+        self.vcpu.kick()
+
+    def look(self) -> None:
+        """Have a processor come out that has not been seen since the last look: it may be down."""
+        if self.inside and not self._was_here:
+            self.vcpu.kick()
+        self._was_here = False
+
+    def wake(self) -> None:
+        """Have a processor that blocks or polls look for what it waits for."""
+        self._woken.set()
+
+    def join(self) -> None:
+        """Wait for the end of the thread, unless it is the caller's."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def cpu_time(self) -> int:
+        """For how many nanoseconds it has run."""
+        thread = self._thread
+        if thread is None or not thread.is_alive() or thread.ident is None:
+            return 0
+        return time.clock_gettime_ns(time.pthread_getcpuclockid(thread.ident))
+
+    def defer(self, work: Callable[[], None]) -> bool:
+        """Do `work` between two blocks of guest code, if guest code runs now; False if it can be done at once. For an
+        engine that carries out a guest's locked instructions in several steps (see `EventChannels.defer`)."""
+        if not self.inside or threading.current_thread() is self._thread:
+            return False
+        self._deferred.append(work)
+        self.vcpu.post(self._catch_up)  # type: ignore[attr-defined]
+        return True
+
+    def _catch_up(self) -> None:
+        with self._xen.lock:
+            while self._deferred:
+                self._deferred.popleft()()
+
+    def block(self, ports: tuple[int, ...] | None, deadline: int | None) -> None:
+        """See `Upcall.block`. From its own thread, out of a hypercall."""
+        self._wish = ports, deadline
+
+    # ---------------------------------------------------------------- running
+
+    def _main(self) -> None:
+        guest = self._guest
+        try:
+            while guest.may_enter(self):
+                exit_ = self.vcpu.run(self._handle)
+                self._leave()
+                if self._wish is not None:
+                    self._sleep()
+                match exit_:
+                    case Hypercall():
+                        pass
+                    case Interrupted():
+                        if self.vcpu.is_down:
+                            self._is_down()
+                    case Hlt():
+                        self._is_down()
+                    case _:
+                        guest.ended(self.index, exit_)
+        except BaseException as error:
+            self._leave()
+            guest.failed(error)
+            guest.may_enter(self)  # until it is stopped
+
+    def _is_down(self) -> None:
+        self.down = True
+        self._guest.is_down()
+
+    def _leave(self) -> None:
+        with self._xen.lock:
+            self.inside = False
+        if self._deferred:
+            self._catch_up()
+        if not self._domain.runnable:
+            self._guest.still()
+
+    def _sleep(self) -> None:
+        assert self._wish is not None
+        ports, deadline = self._wish
+        self._wish = None
+        self._info.blocked = True
+        try:
+            self._wait_for_event(ports, deadline)
+        finally:
+            self._info.blocked = False
+            self._info.polling = None
+
+    def _wait_for_event(self, ports: tuple[int, ...] | None, deadline: int | None) -> None:
+        events, domain = self._domain.events, self._domain
+        while domain.runnable:  # who paused the domain meanwhile wakes it: a guest takes that for one event too many
+            self._woken.clear()
+            # a poll ends with any upcall too, as a block does
+            if events.pending(self.index) or (ports is not None and events.any_pending(ports)):
+                return
+            wait = None if deadline is None else (deadline - self._xen.system_time()) / 1e9
+            if wait is not None and wait <= 0:
+                return
+            if domain.runnable:
+                self._woken.wait(wait)
+
+    # ---------------------------------------------------------------- exits
+
+    def _handle(self, exit_: Exit) -> bool:
+        handler = self._table.get(type(exit_))
+        return handler is not None and handler(exit_)
+
+    def _hypercall(self, exit_: Exit) -> bool:
+        assert isinstance(exit_, Hypercall)
+        self._was_here, self.down = True, False
+        with self._xen.lock:
+            result = hypercall(self._call, exit_.nr, exit_.args) if exit_.cpl == 0 else -Errno.EPERM
+        exit_.result[:] = (result & _MASK).to_bytes(8, "little")
+        if self.index == 0:
+            self._guest.keep_time(self.tsc)
+        return self._wish is None and self._domain.runnable
+
+    def tsc(self) -> int:
+        """The processor's counter. From its own thread, or while it does not run."""
+        return self.vcpu.get_msrs([_TSC])[_TSC]
+
+    def _port(self, exit_: Exit) -> bool:
+        """There are no devices. Where Linux looks for an 8254 it finds zero instead of ones, which it would count
+        100,000 times before it gave up."""
+        assert isinstance(exit_, PortIo)
+        if exit_.direction is Direction.IN:
+            exit_.data[:] = (b"\0" if exit_.port == _PIT_COUNTER_2 else b"\xff") * len(exit_.data)
+        return True
+
+    def _mmio(self, exit_: Exit) -> bool:
+        assert isinstance(exit_, Mmio)
+        if not exit_.is_write:
+            exit_.data[: exit_.length] = b"\xff" * exit_.length
+        return True
+
+    def _rdmsr(self, exit_: Exit) -> bool:
+        assert isinstance(exit_, RdMsr)
+        exit_.error[0] = 1
+        return True
+
+    def _wrmsr(self, exit_: Exit) -> bool:
+        assert isinstance(exit_, WrMsr)
+        if exit_.index != abi.HYPERCALL_PAGE_MSR or exit_.value & PAGE - 1 or not self._guest.fill_page(exit_.value):
+            exit_.error[0] = 1
+        return True
