@@ -65,6 +65,7 @@ class DomU:
             initrd=config.ramdisk,
             cmdline=config.cmdline,
             cache=cache,
+            vcpus=config.maxvcpus,
         )
         self.domid = self._built.domid
         self.path = f"/local/domain/{self.domid}"
@@ -76,6 +77,18 @@ class DomU:
                 feed.listen(self._hear)
             feed.input = self.console.send
             feed.untaken = lambda: self.console.untaken
+
+    def attach_devices(self) -> None:
+        """Give it the network interfaces of its configuration, before it runs for the first time. UsageError."""
+        for spec in self.config.vifs:
+            self._host.networks.attach(self.domid, spec)
+        self.devices_changed()
+
+    def devices_changed(self) -> None:
+        """Devices came or went: when it reboots it has those that it has now, under the same numbers and addresses."""
+        vifs = self._host.networks.vifs(self.domid)
+        specs = tuple(replace(vif.spec, mac=vif.mac, devid=vif.devid) for vif in vifs)
+        self.config = replace(self.config, vifs=specs)
 
     def _person(self) -> domnodes.Person:
         config = self.config
@@ -151,6 +164,7 @@ class DomU:
         """What `destroy` does once the host has forgotten the domain."""
         host = self._host
         self._built.guest.stop()
+        host.networks.forget(self.domid)
         with host.loop.lock:
             self.console.close()
             self.feed.leave(self._hear)

@@ -25,6 +25,7 @@ from bivisor.image.place import default_root
 from bivisor.toolstack import domnodes
 from bivisor.toolstack.domu import DomU
 from bivisor.toolstack.feed import Feed
+from bivisor.toolstack.xennet import Networks
 from bivisor.toolstack.xlconfig import Action, DomainConfig
 from bivisor.toolstack.xlconfig.config import check_name
 from bivisor.xen.domain import State
@@ -59,6 +60,7 @@ class XenHost:
         self._cache = boot.PayloadCache(default_root() / "kernels")
         with self.loop.lock:
             domnodes.write_dom0(self.store, self.control.domain.pages * 4)
+            self.networks = Networks(self.control, self.store)
             self._exceptions = self.control.bind_virq(Virq.DOM_EXC, self._look_for_ends)
         self.loop.start()
 
@@ -127,6 +129,11 @@ class XenHost:
         config = with_kernel(config.completed())
         with self._reserved(config.name):
             domain = DomU(self, config, cache=cache or self._cache, feed=feed or Feed(), records=records)
+            try:
+                domain.attach_devices()
+            except BaseException:
+                domain.close()
+                raise
             with self._lock:
                 self.domains[domain.domid] = domain
         if not paused:
@@ -183,6 +190,7 @@ class XenHost:
         self.destroy_all()
         with self.loop.lock:
             self.control.unbind(self._exceptions)
+            self.networks.close()
             self.store.close()
             self.server.close()
         self.loop.close()

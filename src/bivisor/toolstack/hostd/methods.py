@@ -20,7 +20,7 @@ from bivisor.toolstack.hostd.server import Peer
 from bivisor.toolstack.hostd.stream import ConsoleStream
 from bivisor.toolstack.lifecycle import LifeCycle
 from bivisor.toolstack.xenhost import XenHost
-from bivisor.toolstack.xlconfig import DomainConfig
+from bivisor.toolstack.xlconfig import DomainConfig, VifSpec
 
 ACKNOWLEDGE_S = 10.0
 """How long a guest has for taking an order; a kernel that listens does so at once."""
@@ -195,6 +195,29 @@ class Methods:
                 f"trigger {trigger}: a PVH domain has no ACPI buttons; xl shutdown and xl reboot ask its kernel"
             )
         self._host.control.domains.trigger(found.domid, _TRIGGERS[trigger], vcpu)
+
+    # ---------------------------------------------------------------- devices
+
+    def network_attach(self, peer: Peer, domain: str, vif: dict[str, Any]) -> dict[str, Any]:
+        """Another network interface."""
+        del peer
+        found = self._find(domain)
+        made = self._host.networks.attach(found.domid, VifSpec.from_json(vif))
+        found.devices_changed()
+        return {"devid": made.devid, "mac": made.mac}
+
+    def network_detach(self, peer: Peer, domain: str, device: str, force: bool = False) -> None:
+        """Take away the one with this number or address."""
+        del peer
+        found = self._find(domain)
+        vif = self._host.networks.find(found.domid, device)
+        self._host.networks.detach(found.domid, vif.devid, force=force)
+        found.devices_changed()
+
+    def network_list(self, peer: Peer, domain: str) -> Any:
+        """See `rows.network_rows`."""
+        del peer
+        return rows.network_rows(self._host, self._find(domain).domid)
 
     # ---------------------------------------------------------------- console
 

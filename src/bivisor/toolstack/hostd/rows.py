@@ -64,6 +64,25 @@ def vcpu_rows(host: XenHost, domids: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+def network_rows(host: XenHost, domid: int) -> list[dict[str, Any]]:
+    """One for each network interface of a domain, as `xl network-list` names the columns."""
+    return [
+        {
+            "idx": status.vif.devid,
+            "be": 0,
+            "mac": status.vif.mac,
+            "handle": status.vif.devid,
+            "state": int(status.state),
+            "evt_ch": status.event_channel or -1,
+            "tx_ring_ref": status.tx_ring_ref or -1,
+            "rx_ring_ref": status.rx_ring_ref or -1,
+            "be_path": status.vif.device.backend_path,
+            "network": status.vif.spec.kind if status.vif.spec.kind != "vif" else status.vif.spec.bridge,
+        }
+        for status in host.networks.status(domid)
+    ]
+
+
 def info_fields(host: XenHost) -> dict[str, Any]:
     """What `xl info` prints, by the names that it has there."""
     physical, version, uname = host.control.domains.physinfo(), host.control.version(), platform.uname()
