@@ -144,8 +144,15 @@ class Queue:
 
     # ---------------------------------------------------------------- answers
 
-    def _answer(self, request: bytes, status: int) -> None:
+    def _answered(self, request: bytes) -> tuple[int, int]:
+        """(id, operation) of the response: an indirect request is answered as what it is, and Linux insists on it."""
         operation, _, id_, _ = self._layout.request.unpack_from(request)
+        if operation == BlkifOp.INDIRECT:
+            _, operation, _, id_, *_ = self._layout.indirect.unpack_from(request)
+        return id_, operation
+
+    def _answer(self, request: bytes, status: int) -> None:
+        id_, operation = self._answered(request)
         if self._answers:
             self._answers.append(_Answer(id_, operation, status))
         else:
@@ -153,7 +160,7 @@ class Queue:
 
     def _answer_after(self, request: bytes, work: Callable[[], None], then: Callable[[], None] = lambda: None) -> None:
         """Do `work` beside the loop, `then` in the loop, and answer the request when both are over."""
-        operation, _, id_, _ = self._layout.request.unpack_from(request)
+        id_, operation = self._answered(request)
         answer = _Answer(id_, operation, None)
         self._answers.append(answer)
         future = self._beside.submit(work)
