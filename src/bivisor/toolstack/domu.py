@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from bivisor.abi.xen.xen import ShutdownReason
 from bivisor.boot import Cache
@@ -69,6 +70,7 @@ class DomU:
         )
         self.domid = self._built.domid
         self.path = f"/local/domain/{self.domid}"
+        host.control.domains.set_handle(self.domid, UUID(config.uuid))
         with host.loop.lock:
             domnodes.write_domain(host.store, self._person(), self._rings())
             host.store.introduce(self.domid, self._built.store_gfn, self._built.store_port)
@@ -79,7 +81,9 @@ class DomU:
             feed.untaken = lambda: self.console.untaken
 
     def attach_devices(self) -> None:
-        """Give it the network interfaces of its configuration, before it runs for the first time. UsageError."""
+        """Give it the disks and networks of its configuration, before it runs for the first time. UsageError."""
+        for disk in self.config.disks:
+            self._host.disks.attach(self.domid, disk)
         for spec in self.config.vifs:
             self._host.networks.attach(self.domid, spec)
         self.devices_changed()
@@ -88,7 +92,8 @@ class DomU:
         """Devices came or went: when it reboots it has those that it has now, under the same numbers and addresses."""
         vifs = self._host.networks.vifs(self.domid)
         specs = tuple(replace(vif.spec, mac=vif.mac, devid=vif.devid) for vif in vifs)
-        self.config = replace(self.config, vifs=specs)
+        disks = tuple(vbd.spec for vbd in self._host.disks.vbds(self.domid))
+        self.config = replace(self.config, vifs=specs, disks=disks)
 
     def _person(self) -> domnodes.Person:
         config = self.config
@@ -165,6 +170,7 @@ class DomU:
         host = self._host
         self._built.guest.stop()
         host.networks.forget(self.domid)
+        host.disks.forget(self.domid)
         with host.loop.lock:
             self.console.close()
             self.feed.leave(self._hear)

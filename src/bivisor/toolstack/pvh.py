@@ -43,6 +43,9 @@ class PvhDomain:
             self.guest = PvhGuest(control.xen, engine, ram, punch_hole, vcpus)
             self.domain: Domain = control.xen.create_domain(ram, upcall=self.guest, vcpus=vcpus)
             self.domid = self.domain.domid
+            self.guest.attach(self.domain)
+            undo.pop_all()
+            undo.callback(self.close)
             first = _special(ram)
             tables = build_reduced_tables(vcpus)
             entry = boot.load(
@@ -70,7 +73,6 @@ class PvhDomain:
                 (abi.HvmParam.STORE_EVTCHN, self.store_port),
             ):
                 control.set_param(self.domid, index, value)
-            self.guest.attach(self.domain)
             self.guest.vcpu.set_sregs(entry.sregs)
             self.guest.vcpu.set_regs(entry.regs)
             undo.pop_all()

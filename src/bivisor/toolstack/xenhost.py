@@ -25,6 +25,7 @@ from bivisor.image.place import default_root
 from bivisor.toolstack import domnodes
 from bivisor.toolstack.domu import DomU
 from bivisor.toolstack.feed import Feed
+from bivisor.toolstack.xenblk import Disks
 from bivisor.toolstack.xennet import Networks
 from bivisor.toolstack.xlconfig import Action, DomainConfig
 from bivisor.toolstack.xlconfig.config import check_name
@@ -60,6 +61,7 @@ class XenHost:
         self._cache = boot.PayloadCache(default_root() / "kernels")
         with self.loop.lock:
             domnodes.write_dom0(self.store, self.control.domain.pages * 4)
+            self.disks = Disks(self.control, self.store)
             self.networks = Networks(self.control, self.store)
             self._exceptions = self.control.bind_virq(Virq.DOM_EXC, self._look_for_ends)
         self.loop.start()
@@ -191,6 +193,7 @@ class XenHost:
         with self.loop.lock:
             self.control.unbind(self._exceptions)
             self.networks.close()
+            self.disks.close()
             self.store.close()
             self.server.close()
         self.loop.close()

@@ -14,6 +14,54 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 _FORCE = click.option("--force", is_flag=True, help="Even if the guest does not let go of it.")
 _NETWORK_HEAD = f"{'Idx':<3} {'BE':<2} {'Mac Addr.':<17} handle state evt-ch   tx-/rx-ring-ref {'BE-path':<30}"
 
+_BLOCK_HEAD = f"{'Vdev':<5} {'BE':<3} handle state evt-ch ring-ref {'BE-path':<30}"
+
+_BLOCK_ATTACH = """\b
+Examples:
+  bivisor xl block-attach demo disk.img,raw,xvdb,rw
+  bivisor xl block-attach demo format=raw vdev=xvdb access=ro target=disk.img
+"""
+
+
+@click.command("block-attach", epilog=_BLOCK_ATTACH)
+@_DOMAIN
+@click.argument("words", nargs=-1, required=True, metavar="DISKSPEC...")
+def block_attach(domain: str, words: tuple[str, ...]) -> int:
+    """Give a domain another disk, described as in disk=[...] (xl-disk-configuration(5)). The guest hears of it."""
+    from pathlib import Path
+
+    from bivisor.toolstack.xlconfig import DiskSpec
+
+    spec = DiskSpec.parse(",".join(words)).absolute(Path.cwd())
+    with connect() as host:
+        host.call("block_attach", domain=domain, disk=spec.to_json())
+    return 0
+
+
+@click.command("block-detach", epilog="\b\nExample:\n  bivisor xl block-detach demo xvdb\n")
+@_DOMAIN
+@click.argument("device", metavar="DEVICE|DEVID")
+@_FORCE
+def block_detach(domain: str, device: str, force: bool) -> int:
+    """Take a disk from a domain. Its guest has to let go of it, so it is not to be mounted any more."""
+    with connect() as host:
+        host.call("block_detach", domain=domain, device=device, force=force)
+    return 0
+
+
+@click.command("block-list", epilog="\b\nExample:\n  bivisor xl block-list demo\n")
+@click.argument("domains", nargs=-1, required=True, metavar="DOMAIN...")
+@_JSON
+def block_list(domains: tuple[str, ...], as_json: bool) -> int:
+    """List the disks of domains."""
+
+    def line(row: dict[str, Any]) -> str:
+        who = f"{row['vdev']:<5} {row['be']:<3} {row['handle']:<6} {row['state']:<5}"
+        return f"{who} {row['evt_ch']:<6} {row['ring_ref']:<8} {row['be_path']:<30}"
+
+    return _list("block_list", domains, as_json, _BLOCK_HEAD, line)
+
+
 _NETWORK_ATTACH = """\b
 Examples:
   bivisor xl network-attach demo bridge=xenbr0

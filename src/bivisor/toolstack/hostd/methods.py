@@ -20,7 +20,7 @@ from bivisor.toolstack.hostd.server import Peer
 from bivisor.toolstack.hostd.stream import ConsoleStream
 from bivisor.toolstack.lifecycle import LifeCycle
 from bivisor.toolstack.xenhost import XenHost
-from bivisor.toolstack.xlconfig import DomainConfig, VifSpec
+from bivisor.toolstack.xlconfig import DiskSpec, DomainConfig, VifSpec
 
 ACKNOWLEDGE_S = 10.0
 """How long a guest has for taking an order; a kernel that listens does so at once."""
@@ -197,6 +197,25 @@ class Methods:
         self._host.control.domains.trigger(found.domid, _TRIGGERS[trigger], vcpu)
 
     # ---------------------------------------------------------------- devices
+
+    def block_attach(self, peer: Peer, domain: str, disk: dict[str, Any]) -> None:
+        """Another disk."""
+        del peer
+        found = self._find(domain)
+        self._host.disks.attach(found.domid, DiskSpec.from_json(disk))
+        found.devices_changed()
+
+    def block_detach(self, peer: Peer, domain: str, device: str, force: bool = False) -> None:
+        """Take away the one that is called so or has this number."""
+        del peer
+        found = self._find(domain)
+        self._host.disks.detach(self._host.disks.find(found.domid, device), force=force)
+        found.devices_changed()
+
+    def block_list(self, peer: Peer, domain: str) -> Any:
+        """See `rows.block_rows`."""
+        del peer
+        return rows.block_rows(self._host, self._find(domain).domid)
 
     def network_attach(self, peer: Peer, domain: str, vif: dict[str, Any]) -> dict[str, Any]:
         """Another network interface."""

@@ -64,6 +64,25 @@ def vcpu_rows(host: XenHost, domids: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+def block_rows(host: XenHost, domid: int) -> list[dict[str, Any]]:
+    """One for each disk of a domain, as `xl block-list` names the columns."""
+    return [
+        {
+            "vdev": status.vbd.spec.device,
+            "be": 0,
+            "handle": domid,
+            "state": int(status.state),
+            "evt_ch": status.event_channel or -1,
+            "ring_ref": status.ring_ref or -1,
+            "be_path": status.vbd.device.backend_path,
+            "name": status.vbd.spec.vdev,
+            "target": str(status.vbd.spec.target),
+            "read_only": status.vbd.spec.read_only,
+        }
+        for status in host.disks.status(domid)
+    ]
+
+
 def network_rows(host: XenHost, domid: int) -> list[dict[str, Any]]:
     """One for each network interface of a domain, as `xl network-list` names the columns."""
     return [
