@@ -11,7 +11,8 @@ from typing import Any
 from bivisor.errors import UsageError
 
 POSITIONAL = ("target", "format", "vdev", "access")
-_VDEV = re.compile(r"(xvd|sd|hd)([a-z]+)([0-9]*)|d([0-9]+)(?:p([0-9]+))?")
+_VDEV = re.compile(r"(xvd|sd|hd)([a-z]{1,5})([0-9]{0,3})|d([0-9]{1,7})(?:p([0-9]{1,3}))?")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}|0x[0-9a-f]{1,8}")
 _READ_ONLY = {"r": True, "ro": True, "w": False, "rw": False}
 _FLAGS = frozenset({"discard", "no-discard", "trusted", "untrusted", "direct-io-safe", "cdrom"})
 _REFUSED = {
@@ -150,7 +151,7 @@ def _old_syntax(text: str, found: dict[str, str]) -> str:
 def vdev_number(vdev: str) -> int:
     """The device number of xvda, xvdb1, sda, hda, d0p1 and their like (xen-vbd-interface(7)). UsageError."""
     found = _VDEV.fullmatch(vdev)
-    if found is None and (vdev.isdigit() or vdev.startswith("0x")):
+    if _NUMBER.fullmatch(vdev):
         return int(vdev, 0)
     if found is None:
         raise UsageError(f"vdev {vdev!r}: it is written xvda, xvdb1, sda or d0")
