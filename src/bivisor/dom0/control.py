@@ -37,17 +37,25 @@ class Control:
         self._handlers: dict[int, Callable[[], None]] = {}
         self._scheduled = False
         at = _MEMORY - domctl.ROOM
+        xen.call_later = self._call_later
         self.domains = domctl.Domains(self.hypercall, xen.lock, self._memory.view(at, domctl.ROOM), at)
 
     def hypercall(self, nr: int, *arguments: int) -> int:
         """Any hypercall; handles are addresses in Dom0's own memory. The result, or a negative error number."""
-        with self.xen.lock:
-            return hypercall(self._call, nr, arguments)
+        return hypercall(self._call, nr, arguments)
 
     def version(self) -> Version:
         """What hypervisor this is (xen_version)."""
         with self.xen.lock:
             return version(self.hypercall, self._memory.view(0, ROOM), 0)
+
+    def _call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Timers are the loop's; this is called with Xen's lock held, and the loop's may not be taken then."""
+
+        def start() -> None:
+            self.loop.call_at(self.loop.now() + seconds, function)
+
+        self.loop.call_soon(start)
 
     def exists(self, domid: int) -> bool:
         """Whether there is such a domain."""

@@ -20,6 +20,13 @@ MAX_COPY = 1 << 20
 """No structure or string of any hypercall is larger; a guest that names more is refused before memory is touched."""
 
 
+class Preempted(Exception):
+    """The hypercall has done a part of its work, and goes on with these arguments when others have had their turn."""
+
+    def __init__(self, *arguments: int) -> None:
+        self.arguments = arguments
+
+
 class Translator(Protocol):
     """What guest handles need of the caller's processor."""
 

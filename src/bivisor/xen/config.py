@@ -11,6 +11,7 @@ from bivisor.xen.errors import XenError
 
 NO_HANDLE = bytes(16)
 MAX_VCPUS = 128
+PVH = int(Cdf.HVM | Cdf.HAP)
 DEFAULT = -1
 """For the limits of the grant table: whatever is the hypervisor's own."""
 
@@ -20,7 +21,7 @@ class DomainConfig:
     """`handle` is the domain's UUID; a negative limit means the hypervisor's default. The default is a PVH domain."""
 
     handle: bytes = NO_HANDLE
-    flags: int = Cdf.HVM | Cdf.HAP
+    flags: int = PVH
     max_vcpus: int = 1
     max_evtchn_port: int = 1023
     max_grant_frames: int = DEFAULT

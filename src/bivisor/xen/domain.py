@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from bivisor.abi.xen import xen as abi
+from bivisor.abi.xen.domctl import Cdf
 from bivisor.abi.xen.errno import Errno
 from bivisor.errors import GuestAddressError
 from bivisor.memory import PAGE, GuestMemory
@@ -82,6 +83,7 @@ class VcpuInfo:
         self.upcall_vector = 0
         self.callback_vector = 0
         self.polling: frozenset[int] | None = None
+        self.is_registered = False
         self.blocked = False
         """Whether it waits for an event: set by what runs it, between SCHEDOP_block or SCHEDOP_poll and the event."""
 
@@ -89,6 +91,7 @@ class VcpuInfo:
         """VCPUOP_register_vcpu_info: the structure lives at `info` (64 bytes) from now on, with what it held."""
         info[:] = bytes(self.info)
         self.info = info
+        self.is_registered = True
 
 
 class Domain:
@@ -115,6 +118,10 @@ class Domain:
         self.privileged = privileged
         self.state = State.CREATED
         self.pauses = 0
+        self.watchdogs: dict[int, int] = {}
+        """When each watchdog of the domain rings (SCHEDOP_watchdog), by its number, in nanoseconds of system time."""
+        self.claimed = 0
+        """Pages that the toolstack has claimed for it (XENMEM_claim_pages)."""
         self.shutdown_reason: abi.ShutdownReason | None = None
         self.upcall = upcall
         self.max_pages = memory.size // PAGE if max_pages is None else max_pages
@@ -140,6 +147,15 @@ class Domain:
     def _vcpu_slot(self, index: int) -> memoryview:
         start = index * abi.SHARED_VCPU_INFO_SIZE
         return self.shared_info[start : start + abi.SHARED_VCPU_INFO_SIZE]
+
+    @property
+    def is_hvm(self) -> bool:
+        """Whether it has paging of its own: a PVH or HVM domain. Dom0 is not, as far as others can tell."""
+        return bool(self.config.flags & Cdf.HVM)
+
+    def has_frame(self, gfn: int) -> bool:
+        """Whether the domain has memory at `gfn`."""
+        return gfn in self._added or (gfn not in self._absent and self.memory.contains(gfn << abi.PAGE_SHIFT, PAGE))
 
     def frame(self, gfn: int) -> memoryview:
         """The 4096 bytes of guest frame `gfn`, in place. XenError(EINVAL) where the domain has none."""
@@ -186,8 +202,19 @@ class Domain:
         frames = range(gfn, gfn + count)
         if not self.memory.contains(gfn * PAGE, count * PAGE) or not self._absent.isdisjoint(frames):
             return False
+        for frame in frames:
+            self.grants.reclaim(frame)
         self._absent.update(frames)
         self.upcall.released(gfn, count)
+        return True
+
+    def remove(self, gfn: int) -> bool:
+        """XENMEM_remove_from_physmap: the guest has nothing at `gfn` any more. False if it had nothing."""
+        if gfn not in self._added:
+            return gfn < MAX_GFN and self.release(gfn, 1)
+        self.grants.reclaim(gfn)
+        if gfn == self.shared_info_gfn:
+            self.move_shared_info(memoryview(bytearray(PAGE)))
         return True
 
     def populate(self, gfn: int, count: int) -> bool:

@@ -282,7 +282,10 @@ class EventChannels:
 
     def any_pending(self, ports: Iterable[int]) -> bool:
         """SCHEDOP_poll: whether one of `ports` is pending, masked or not. EINVAL where one has never been."""
-        return any(self._abi.is_pending(self._channel(port).port) for port in ports)
+        for port in ports:
+            if not self._channel(port).port:
+                raise XenError(Errno.EINVAL)
+        return any(self._abi.is_pending(port) for port in ports)
 
     # ---------------------------------------------------------------- the FIFO ABI
 

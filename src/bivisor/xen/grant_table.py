@@ -118,6 +118,11 @@ class GrantTable:
         return len(self._status)
 
     @property
+    def max_status_frames(self) -> int:
+        """How many status frames there can be."""
+        return -(-self.max_frames // _STATUS_PER_SHARED)
+
+    @property
     def nr_entries(self) -> int:
         """How many entries the shared frames hold; a grant reference is less."""
         return len(self._shared) * self._entries.per_frame

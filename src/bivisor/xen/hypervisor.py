@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.memory import GuestMemory
-from bivisor.xen.config import DomainConfig
+from bivisor.xen.config import PVH, DomainConfig
 from bivisor.xen.conring import ConsoleRing
 from bivisor.xen.domain import Domain, State, Upcall
 from bivisor.xen.errors import XenError
@@ -45,6 +45,8 @@ class Xen:
         self.log = ConsoleRing()
         self.physical = Physical()
         self.max_grant_frames = MAX_GRANT_FRAMES
+        self.call_later: Callable[[float, Callable[[], None]], None] = lambda _, __: None
+        """Calls a function so many seconds later, without the lock. Whoever has a loop brings it: Dom0."""
         self._now = now
         self._boot = now()
         self.wall = wall
@@ -100,7 +102,7 @@ class Xen:
                 domid = self._new_domid()
             elif domid in self.domains:
                 raise XenError(Errno.EEXIST)
-            config = config or DomainConfig(max_vcpus=vcpus)
+            config = config or DomainConfig(max_vcpus=vcpus, flags=0 if privileged else PVH)
             domain = Domain(
                 domid, memory, privileged=privileged, vcpus=vcpus, max_pages=max_pages, upcall=upcall, config=config
             )
@@ -135,13 +137,58 @@ class Xen:
         except KeyError:
             raise XenError(Errno.ESRCH) from None
 
+    def find_any(self, caller: Domain, domid: int) -> Domain:
+        """The domain with this id; DOMID_SELF is the caller. ESRCH."""
+        return caller if domid == abi.DOMID_SELF else self.find(domid)
+
+    def check_target(self, caller: Domain, domain: Domain) -> None:
+        """XenError(EPERM) unless `caller` may do something to `domain`: itself, or any if it is privileged."""
+        if domain is not caller and not caller.privileged:
+            raise XenError(Errno.EPERM)
+
     def target(self, caller: Domain, domid: int) -> Domain:
         """The domain that `caller` names in an operation: itself, or another if it is privileged. ESRCH, EPERM."""
-        if domid == abi.DOMID_SELF or domid == caller.domid:
-            return caller
-        if not caller.privileged:
-            raise XenError(Errno.EPERM)
-        return self.find(domid)
+        domain = self.find_any(caller, domid)
+        self.check_target(caller, domain)
+        return domain
+
+    @property
+    def free_pages(self) -> int:
+        """Pages of the host that no domain has."""
+        return max(0, self.physical.pages - sum(domain.pages for domain in self.domains.values()))
+
+    def resource_size(self, domain: Domain, kind: int, number: int) -> int:
+        """XENMEM_acquire_resource: how many frames a resource of `domain` has at most. EINVAL, EOPNOTSUPP."""
+        match kind, number:
+            case abi.RESOURCE_GRANT_TABLE, abi.RESOURCE_GRANT_TABLE_SHARED:
+                return domain.grants.max_frames
+            case abi.RESOURCE_GRANT_TABLE, abi.RESOURCE_GRANT_TABLE_STATUS:
+                return domain.grants.max_status_frames
+            case abi.RESOURCE_GRANT_TABLE, _:
+                raise XenError(Errno.EINVAL)
+            case abi.RESOURCE_IOREQ_SERVER | abi.RESOURCE_VMTRACE_BUF, _:
+                raise XenError(Errno.EINVAL)  # the domain has no such server
+            case _:
+                raise XenError(Errno.EOPNOTSUPP)
+
+    def acquire_resource(
+        self, caller: Domain, domid: int, kind: int, number: int, frame: int, count: int
+    ) -> list[memoryview]:
+        """XENMEM_acquire_resource for a caller that maps nothing, Dom0: `count` frames from `frame` on, in place.
+
+        XenError: EACCES (a domain with a physmap), EPERM, ESRCH, EINVAL, EOPNOTSUPP.
+        """
+        with self.lock:
+            if caller.is_hvm:
+                raise XenError(Errno.EACCES)
+            domain = self.target(caller, domid)
+            if domain is caller:
+                raise XenError(Errno.EPERM)
+            if not 0 <= frame < self.resource_size(domain, kind, number) or count < 0:
+                raise XenError(Errno.EINVAL)
+            grants = domain.grants
+            find = grants.frame if number == abi.RESOURCE_GRANT_TABLE_SHARED else grants.status_frame
+            return [find(index) for index in range(frame, frame + count)]
 
     def map_foreign(self, caller: Domain, domid: int, gfn: int) -> memoryview:
         """Frame `gfn` of domain `domid` for a privileged caller: a view of its own of the same memory. EPERM, ESRCH."""
@@ -164,6 +211,29 @@ class Xen:
                 return
             domain.shutdown(reason)
             self._tell_dom0()
+
+    def set_watchdog(self, domain: Domain, number: int, seconds: int) -> int:
+        """SCHEDOP_watchdog: the number of the watchdog that was started, or 0 for an old one. EINVAL, ENOSPC."""
+        watchdogs = domain.watchdogs
+        started = 0
+        if not number:
+            started = number = next((n for n in (1, 2) if n not in watchdogs), 0)
+            if not started:
+                raise XenError(Errno.ENOSPC)
+        elif number not in watchdogs:
+            raise XenError(Errno.EINVAL)
+        elif not seconds:
+            del watchdogs[number]
+            return 0
+        watchdogs[number] = deadline = self.system_time() + seconds * 1_000_000_000
+
+        def ring() -> None:
+            with self.lock:
+                if watchdogs.get(number) == deadline and domain.alive:
+                    self.shutdown(domain, abi.ShutdownReason.WATCHDOG)
+
+        self.call_later(seconds, ring)
+        return started
 
     def destroy(self, domain: Domain) -> None:
         """Give back what the domain has. It is gone when nobody holds a reference to it any more."""

@@ -177,8 +177,7 @@ class VcpuThread:
     def _hypercall(self, exit_: Exit) -> bool:
         assert isinstance(exit_, Hypercall)
         self._was_here, self.down = True, False
-        with self._xen.lock:
-            result = hypercall(self._call, exit_.nr, exit_.args) if exit_.cpl == 0 else -Errno.EPERM
+        result = hypercall(self._call, exit_.nr, exit_.args) if exit_.cpl == 0 else -Errno.EPERM
         exit_.result[:] = (result & _MASK).to_bytes(8, "little")
         if self.index == 0:
             self._guest.keep_time(self.tsc)

@@ -10,6 +10,7 @@ from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.grant_table import GrantTableOp
 from bivisor.memory import PAGE, GuestMemory
 from bivisor.xen.call import Call, Identity
+from bivisor.xen.config import DomainConfig
 from bivisor.xen.domain import Domain
 from bivisor.xen.errors import XenError
 from bivisor.xen.hypervisor import Xen
@@ -64,9 +65,10 @@ class MappingXen(Xen):
 class Guest:
     """What a guest does with its own memory, and its hypercalls."""
 
-    def __init__(self, xen: Xen, memory: GuestMemory, *, privileged: bool = False) -> None:
+    def __init__(self, xen: Xen, memory: GuestMemory, *, privileged: bool = False, flags: int = 0) -> None:
         self.memory = memory
-        self.domain = xen.create_domain(memory, upcall=NoUpcall(), privileged=privileged)
+        config = DomainConfig(flags=flags)  # not HVM, so that it may ask for every operation
+        self.domain = xen.create_domain(memory, upcall=NoUpcall(), privileged=privileged, config=config)
         self.domid = self.domain.domid
         self.grants = self.domain.grants
         self.call = Call(xen, self.domain, 0, Identity())

@@ -111,7 +111,7 @@ def test_structures_outside_the_guest_are_a_fault_and_nothing_happens(w: World, 
 
 
 def test_more_structures_than_sense_are_refused_and_none_are_nothing(w: World) -> None:
-    for count in (1 << 31, (1 << 32) - 1, 1 << 20):
+    for count in (1 << 31, (1 << 32) - 1):
         assert hypercall(w.one.call, 20, (GrantTableOp.COPY, UOP, count)) == -Errno.EINVAL
     assert hypercall(w.one.call, 20, (GrantTableOp.COPY, UOP, 0)) == 0
 

@@ -20,6 +20,7 @@ class Hypercall(IntEnum):
 
     SET_TRAP_TABLE = 0
     MMU_UPDATE = 1
+    PLATFORM_OP = 7
     MEMORY_OP = 12
     MULTICALL = 13
     SET_TIMER_OP = 15
@@ -28,6 +29,8 @@ class Hypercall(IntEnum):
     GRANT_TABLE_OP = 20
     VM_ASSIST = 21
     VCPU_OP = 24
+    MMUEXT_OP = 26
+    XSM_OP = 27
     NMI_OP = 28
     SCHED_OP = 29
     CALLBACK_OP = 30
@@ -36,6 +39,12 @@ class Hypercall(IntEnum):
     HVM_OP = 34
     SYSCTL = 35
     DOMCTL = 36
+    KEXEC_OP = 37
+    ARGO_OP = 39
+    XENPMU_OP = 40
+    DM_OP = 41
+    HYPFS_OP = 42
+    ARCH_1 = 49
 
 
 class Virq(IntEnum):
@@ -110,6 +119,10 @@ class Feature(IntEnum):
     HVM_PIRQS = 10
     DOM0 = 11
     MEMORY_OP_VNODE_SUPPORTED = 13
+    ARM_SMCCC_SUPPORTED = 14
+    LINUX_RSDP_UNRESTRICTED = 15
+    NOT_DIRECT_MAPPED = 16
+    DIRECT_MAPPED = 17
 
 
 class SchedOp(IntEnum):
@@ -122,6 +135,7 @@ class SchedOp(IntEnum):
     REMOTE_SHUTDOWN = 4
     SHUTDOWN_CODE = 5
     WATCHDOG = 6
+    PIN_OVERRIDE = 7
 
 
 class ShutdownReason(IntEnum):
@@ -137,6 +151,8 @@ class ShutdownReason(IntEnum):
 
 SCHED_POLL = struct.Struct("<QI4xQ")  # ports, nr_ports, timeout
 SCHED_POLL_LIMIT = 128
+SCHED_REMOTE_SHUTDOWN = struct.Struct("<H2xI")  # domain_id, reason
+SCHED_WATCHDOG = struct.Struct("<II")  # id, timeout in seconds
 
 
 class VcpuOp(IntEnum):
@@ -180,9 +196,19 @@ class MemoryOp(IntEnum):
     MACHINE_MEMORY_MAP = 10
     EXCHANGE = 11
     MACHPHYS_MAPPING = 12
+    SET_MEMORY_MAP = 13
     MAXIMUM_GPFN = 14
     REMOVE_FROM_PHYSMAP = 15
+    SET_POD_TARGET = 16
+    GET_POD_TARGET = 17
+    GET_SHARING_FREED_PAGES = 18
+    GET_SHARING_SHARED_PAGES = 19
+    ACCESS_OP = 21
     ADD_TO_PHYSMAP_BATCH = 23
+    CLAIM_PAGES = 24
+    MACHPHYS_COMPAT_MFN_LIST = 25
+    GET_VNUMAINFO = 26
+    RESERVED_DEVICE_MEMORY_MAP = 27
     ACQUIRE_RESOURCE = 28
 
 
@@ -191,10 +217,16 @@ MEMOP_EXTENT_SHIFT = 6
 MEMORY_RESERVATION = struct.Struct("<QQIIH6x")  # extent_start, nr_extents, extent_order, mem_flags, domid
 ADD_TO_PHYSMAP = struct.Struct("<HHI QQ".replace(" ", ""))  # domid, size, space, idx, gpfn
 ADD_TO_PHYSMAP_BATCH = struct.Struct("<HHHHQQQ")  # domid, space, size, extra, idxs, gpfns, errs
-REMOVE_FROM_PHYSMAP = struct.Struct("<H6xQ")
-MEMORY_MAP = struct.Struct("<I4xQ")
+REMOVE_FROM_PHYSMAP = struct.Struct("<H6xQ")  # domid, gpfn
+MEMORY_MAP = struct.Struct("<I4xQ")  # nr_entries, buffer
+FOREIGN_MEMORY_MAP = struct.Struct("<H6xI4xQ")  # domid, nr_entries, buffer
+MEMORY_EXCHANGE = struct.Struct("<QQIIH6xQQIIH6xQ")  # in and out (memory_reservation each), nr_exchanged
+ACQUIRE_RESOURCE = struct.Struct("<HHIIIQQ")  # domid, type, id, nr_frames, pad, frame, frame_list
+RESOURCE_IOREQ_SERVER, RESOURCE_GRANT_TABLE, RESOURCE_VMTRACE_BUF = range(3)
+RESOURCE_GRANT_TABLE_SHARED, RESOURCE_GRANT_TABLE_STATUS = range(2)
 E820_ENTRY = struct.Struct("<QQI")
-MAPSPACE_SHARED_INFO, MAPSPACE_GRANT_TABLE, MAPSPACE_GMFN = range(3)
+MAPSPACE_SHARED_INFO, MAPSPACE_GRANT_TABLE, MAPSPACE_GMFN, MAPSPACE_GMFN_RANGE = range(4)
+MAPSPACE_GMFN_FOREIGN, MAPSPACE_DEV_MMIO = 4, 5
 MAPIDX_GRANT_TABLE_STATUS = 1 << 31
 
 
@@ -203,14 +235,21 @@ class HvmOp(IntEnum):
 
     SET_PARAM = 0
     GET_PARAM = 1
+    FLUSH_TLBS = 5
     PAGETABLE_DYING = 9
     GET_TIME = 10
+    XENTRACE = 11
     GET_MEM_TYPE = 15
     SET_EVTCHN_UPCALL_VECTOR = 23
+    GUEST_REQUEST_VM_EVENT = 24
+    ALTP2M = 25
 
 
 HVM_PARAM = struct.Struct("<H2xIQ")
 EVTCHN_UPCALL_VECTOR = struct.Struct("<IB")
+GET_MEM_TYPE = struct.Struct("<HH4xQ")  # domid, mem_type, pfn
+HVMMEM_RAM_RW, HVMMEM_RAM_RO, HVMMEM_MMIO_DM = range(3)
+HVM_XENTRACE = struct.Struct("<HH60s")  # event, extra_bytes, extra
 
 
 class HvmParam(IntEnum):
@@ -222,12 +261,33 @@ class HvmParam(IntEnum):
     PAE_ENABLED = 4
     IOREQ_PFN = 5
     BUFIOREQ_PFN = 6
+    VIRIDIAN = 9
     TIMER_MODE = 10
+    HPET_ENABLED = 11
+    IDENT_PT = 12
+    ACPI_S_STATE = 14
+    VM86_TSS = 15
+    VPT_ALIGN = 16
     CONSOLE_PFN = 17
     CONSOLE_EVTCHN = 18
+    ACPI_IOPORTS_LOCATION = 19
+    PAGING_RING_PFN = 27
+    MONITOR_RING_PFN = 28
+    SHARING_RING_PFN = 29
+    TRIPLE_FAULT_REASON = 31
+    IOREQ_SERVER_PFN = 32
+    NR_IOREQ_SERVER_PAGES = 33
+    VM_GENERATION_ID_ADDR = 34
+    ALTP2M = 35
+    X87_FIP_WIDTH = 36
+    VM86_TSS_SIZED = 37
+    MCA_CAP = 38
 
 
 CALLBACK_VIA_VECTOR = 2
+
+VMASST_CMD_ENABLE, VMASST_CMD_DISABLE = range(2)
+VMASST_TYPE_RUNSTATE_UPDATE_FLAG = 5
 
 CONSOLEIO_WRITE, CONSOLEIO_READ = range(2)
 

@@ -11,7 +11,9 @@ _WRITE_LIMIT = 4096
 
 
 def console_io(call: Call, cmd: int, count: int, buffer: int, *_: int) -> int:
-    """HYPERVISOR_console_io(cmd, count, buffer)."""
+    """HYPERVISOR_console_io(cmd, count, buffer). A domain without privilege has nothing to say there: EPERM."""
+    if not call.domain.privileged:
+        raise XenError(Errno.EPERM)
     match cmd:
         case int() if cmd == CONSOLEIO_WRITE:
             if count > _WRITE_LIMIT:

@@ -57,6 +57,7 @@ _OPS: dict[int, tuple[struct.Struct, Callable[..., Fields | None]]] = {
     EvtchnOp.BIND_VCPU: (abi.BIND_VCPU, EventChannels.bind_vcpu),
     EvtchnOp.UNMASK: (abi.UNMASK, EventChannels.unmask),
     EvtchnOp.RESET: (abi.RESET, EventChannels.reset),
+    EvtchnOp.RESET_CONT: (abi.RESET, EventChannels.reset),
     EvtchnOp.INIT_CONTROL: (abi.INIT_CONTROL, _init_control),
     EvtchnOp.EXPAND_ARRAY: (abi.EXPAND_ARRAY, EventChannels.expand_array),
     EvtchnOp.SET_PRIORITY: (abi.SET_PRIORITY, EventChannels.set_priority),

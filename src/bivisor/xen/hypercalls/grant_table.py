@@ -14,13 +14,13 @@ from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.grant_table import GrantStatus, GrantTableOp
 from bivisor.abi.xen.xen import DOMID_SELF, PAGE_SHIFT
 from bivisor.memory import PAGE
-from bivisor.xen.call import Call
-from bivisor.xen.domain import Domain, State
+from bivisor.xen.call import Call, Preempted
+from bivisor.xen.domain import Domain
 from bivisor.xen.errors import GrantError, XenError
 from bivisor.xen.grant_ops import FrameEnd, GrantEnd, copy, map_grant_ref, unmap_grant_ref
 
-COUNT_LIMIT: Final = 1 << 14
-"""Operations of one hypercall. Xen takes more and lets others run in between; no kernel asks for so many at once."""
+COUNT_LIMIT: Final = (1 << 31) - 1
+"""Operations of one hypercall: Xen takes the count for a number with a sign."""
 
 BATCH: Final = 64
 """Operations between which other processors get the hypervisor's lock."""
@@ -65,16 +65,17 @@ def _copy(call: Call, fields: Fields) -> None:
         raise GrantError(GrantStatus.BAD_COPY_ARG)
     copy(
         call.domain,
-        _end(source, source_domid, source_offset, flags & abi.GNTCOPY_SOURCE_GREF),
-        _end(dest, dest_domid, dest_offset, flags & abi.GNTCOPY_DEST_GREF),
+        _end(call, source, source_domid, source_offset, flags & abi.GNTCOPY_SOURCE_GREF),
+        _end(call, dest, dest_domid, dest_offset, flags & abi.GNTCOPY_DEST_GREF),
         length,
     )
 
 
-def _end(name: int, domid: int, offset: int, is_ref: int) -> GrantEnd | FrameEnd:
+def _end(call: Call, name: int, domid: int, offset: int, is_ref: int) -> GrantEnd | FrameEnd:
     if is_ref:
         return GrantEnd(domid, name & 0xFFFF_FFFF, offset)
     if domid != DOMID_SELF:
+        _find(call, domid)
         raise GrantError(GrantStatus.PERMISSION_DENIED)
     return FrameEnd(name, offset)
 
@@ -92,13 +93,17 @@ def _target(call: Call, domid: int) -> Domain:
     """The domain whose table is asked about. GrantError(BAD_DOMAIN), and PERMISSION_DENIED for a foreign one."""
     if domid in (DOMID_SELF, call.domain.domid):
         return call.domain
-    try:
-        domain = call.hypervisor.find(domid)
-    except XenError:
-        raise GrantError(GrantStatus.BAD_DOMAIN) from None
+    domain = _find(call, domid)
     if not call.domain.privileged:
         raise GrantError(GrantStatus.PERMISSION_DENIED)
     return domain
+
+
+def _find(call: Call, domid: int) -> Domain:
+    try:
+        return call.hypervisor.find(domid)
+    except XenError:
+        raise GrantError(GrantStatus.BAD_DOMAIN) from None
 
 
 def _write_list(call: Call, address: int, gfns: list[int], count: int) -> None:
@@ -132,26 +137,26 @@ def _query_size(call: Call, fields: Fields) -> Fields:
     return domid, table.nr_frames, table.max_frames, GrantStatus.OKAY
 
 
-def _set_version(call: Call, uop: int, _: int) -> int:
+def _set_version(call: Call, _: int, uop: int, __: int) -> int:
     (version,) = abi.SET_VERSION.unpack(call.read(uop, abi.SET_VERSION.size))
     table = call.domain.grants
-    with call.hypervisor.lock:
-        try:
-            table.set_version(version)
-        finally:
-            call.write(uop, abi.SET_VERSION.pack(table.version))  # the guest learns which it has, also from a refusal
+    try:
+        table.set_version(version)
+    finally:
+        call.write(uop, abi.SET_VERSION.pack(table.version))  # the guest learns which it has, also from a refusal
     return 0
 
 
-def _get_version(call: Call, uop: int, _: int) -> int:
+def _get_version(call: Call, _: int, uop: int, __: int) -> int:
     domid, _ = abi.GET_VERSION.unpack(call.read(uop, abi.GET_VERSION.size))
     table = call.target(domid).grants
     call.write(uop + 4, table.version.to_bytes(4, "little"))
     return 0
 
 
-def _cache_flush(call: Call, uop: int, count: int) -> int:
-    for at in range(uop, uop + abi.CACHE_FLUSH.size * count, abi.CACHE_FLUSH.size):
+def _cache_flush(call: Call, cmd: int, uop: int, count: int) -> int:
+    some = min(BATCH, count)
+    for at in range(uop, uop + abi.CACHE_FLUSH.size * some, abi.CACHE_FLUSH.size):
         address, offset, length, op = abi.CACHE_FLUSH.unpack(call.read(at, abi.CACHE_FLUSH.size))
         if offset + length > PAGE or offset >= PAGE:
             raise XenError(Errno.EINVAL)
@@ -162,6 +167,8 @@ def _cache_flush(call: Call, uop: int, count: int) -> int:
         if op & ~(abi.CACHE_CLEAN | abi.CACHE_INVAL):
             raise XenError(Errno.EINVAL)
         call.domain.frame(address >> PAGE_SHIFT)  # the caches of x86 are coherent: a frame that exists needs nothing
+    if some < count:
+        raise Preempted(cmd, uop + some * abi.CACHE_FLUSH.size, count - some)
     return 0
 
 
@@ -170,14 +177,13 @@ def _array(layout: struct.Struct, status_at: int, operation: Operation, *, one: 
     size = layout.size
     put_status = abi.STATUS.pack_into
 
-    def command(call: Call, uop: int, count: int) -> int:
+    def command(call: Call, cmd: int, uop: int, count: int) -> int:
         if one and count != 1:
             raise XenError(Errno.EINVAL)
-        for first in range(0, count, BATCH):
-            with call.hypervisor.lock:
-                if call.domain.state in (State.DYING, State.GONE):  # from another processor
-                    raise XenError(Errno.EINTR)
-                batch(call, uop + first * size, min(BATCH, count - first))
+        some = min(BATCH, count)
+        batch(call, uop, some)
+        if some < count:
+            raise Preempted(cmd, uop + some * size, count - some)
         return 0
 
     def batch(call: Call, at: int, count: int) -> None:
@@ -198,7 +204,7 @@ def _array(layout: struct.Struct, status_at: int, operation: Operation, *, one: 
     return command
 
 
-_Command = Callable[[Call, int, int], int]
+_Command = Callable[[Call, int, int, int], int]
 
 _COMMANDS: dict[int, _Command] = {
     GrantTableOp.MAP_GRANT_REF: _array(abi.MAP_GRANT_REF, 18, _map),
@@ -216,13 +222,27 @@ _COMMANDS: dict[int, _Command] = {
 }
 """GNTTABOP_dump_table is not among them: it does not exist in Xen 4.17 either."""
 
+_HVM_COMMANDS = frozenset(
+    {
+        GrantTableOp.MAP_GRANT_REF,
+        GrantTableOp.UNMAP_GRANT_REF,
+        GrantTableOp.SETUP_TABLE,
+        GrantTableOp.COPY,
+        GrantTableOp.QUERY_SIZE,
+        GrantTableOp.SET_VERSION,
+        GrantTableOp.GET_VERSION,
+        GrantTableOp.SWAP_GRANT_REF,
+    }
+)
+"""What a domain with paging of its own may ask: the others are about page tables, or about pages of the machine."""
+
 
 def grant_table_op(call: Call, cmd: int, uop: int, count: int, *_: int) -> int:
     """HYPERVISOR_grant_table_op(cmd, uop, count). XenError(ENOSYS, EINVAL, EFAULT)."""
     command = _COMMANDS.get(cmd & 0xFFFF_FFFF)
-    if command is None:
+    if command is None or (call.domain.is_hvm and cmd & 0xFFFF_FFFF not in _HVM_COMMANDS):
         raise XenError(Errno.ENOSYS)
     count &= 0xFFFF_FFFF
     if count > COUNT_LIMIT:
         raise XenError(Errno.EINVAL)
-    return command(call, uop, count)
+    return command(call, cmd & 0xFFFF_FFFF, uop, count)

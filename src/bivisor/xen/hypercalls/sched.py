@@ -6,18 +6,21 @@ import struct
 from collections.abc import Callable
 
 from bivisor.abi.xen.errno import Errno
-from bivisor.abi.xen.xen import SCHED_POLL, SCHED_POLL_LIMIT, SchedOp, ShutdownReason
+from bivisor.abi.xen.xen import (
+    SCHED_POLL,
+    SCHED_POLL_LIMIT,
+    SCHED_REMOTE_SHUTDOWN,
+    SCHED_WATCHDOG,
+    SchedOp,
+    ShutdownReason,
+)
 from bivisor.xen.call import Call
 from bivisor.xen.errors import XenError
 
 
 def _shutdown(call: Call, arg: int) -> int:
     (reason,) = struct.unpack("<I", call.read(arg, 4))
-    try:
-        known = ShutdownReason(reason)
-    except ValueError:
-        raise XenError(Errno.EINVAL) from None
-    call.hypervisor.shutdown(call.domain, known)
+    call.hypervisor.shutdown(call.domain, _reason(reason))
     return 0
 
 
@@ -31,6 +34,39 @@ def _poll(call: Call, arg: int) -> int:
     return 0
 
 
+def _reason(value: int) -> ShutdownReason:
+    try:
+        return ShutdownReason(value)
+    except ValueError:
+        raise XenError(Errno.EINVAL) from None
+
+
+def _remote_shutdown(call: Call, arg: int) -> int:
+    """Dom0 tells that a domain has shut down, for a device model for one. ESRCH, EPERM, also for oneself, as in Xen."""
+    domid, reason = SCHED_REMOTE_SHUTDOWN.unpack(call.read(arg, SCHED_REMOTE_SHUTDOWN.size))
+    domain = call.hypervisor.find(domid)
+    if not call.domain.privileged or domain is call.domain:
+        raise XenError(Errno.EPERM)
+    call.hypervisor.shutdown(domain, _reason(reason))
+    return 0
+
+
+def _shutdown_code(call: Call, arg: int) -> int:
+    """The reason that a later shutdown will have; nothing else tells it here than the shutdown itself."""
+    call.read(arg, 4)
+    return 0
+
+
+def _watchdog(call: Call, arg: int) -> int:
+    """Start a watchdog (id 0), set one again or stop it: the domain is shut down `timeout` seconds later."""
+    number, timeout = SCHED_WATCHDOG.unpack(call.read(arg, SCHED_WATCHDOG.size))
+    return call.hypervisor.set_watchdog(call.domain, number, timeout)
+
+
+def _pin_override(call: Call, _: int) -> int:
+    raise XenError(Errno.EPERM if not call.domain.privileged else Errno.ENOSYS)
+
+
 def _block(call: Call, _: int) -> int:
     call.domain.block(call.vcpu, None, None)
     return 0
@@ -40,8 +76,11 @@ _OPS: dict[int, Callable[[Call, int], int]] = {
     SchedOp.YIELD: lambda _, __: 0,
     SchedOp.BLOCK: _block,
     SchedOp.SHUTDOWN: _shutdown,
-    SchedOp.SHUTDOWN_CODE: lambda _, __: 0,
     SchedOp.POLL: _poll,
+    SchedOp.REMOTE_SHUTDOWN: _remote_shutdown,
+    SchedOp.SHUTDOWN_CODE: _shutdown_code,
+    SchedOp.WATCHDOG: _watchdog,
+    SchedOp.PIN_OVERRIDE: _pin_override,
 }
 
 

@@ -26,16 +26,10 @@ def _read_console(call: Call, union: bytearray) -> None:
     abi.READCONSOLE.pack_into(union, 0, clear, incremental, end, buffer, len(data))
 
 
-def free_pages(call: Call) -> int:
-    """Pages of the host that no domain has."""
-    xen = call.hypervisor
-    return max(0, xen.physical.pages - sum(domain.pages for domain in xen.domains.values()))
-
-
 def _physinfo(call: Call, union: bytearray) -> None:
     host = call.hypervisor.physical
     fields = (1, host.cpus, host.cpus, host.cpus - 1, 1, 0, host.khz(), _CAPABILITIES, 0)
-    pages = (host.pages, free_pages(call), 0, 0, host.pages - 1)
+    pages = (host.pages, call.hypervisor.free_pages, 0, 0, host.pages - 1)
     abi.PHYSINFO.pack_into(union, 0, *fields, *pages, *([0] * 8))
 
 
@@ -54,7 +48,7 @@ def _info_list(call: Call, union: bytearray) -> None:
 
 def _avail_heap(call: Call, union: bytearray) -> None:
     low, high, node, _ = abi.AVAILHEAP.unpack_from(union)
-    abi.AVAILHEAP.pack_into(union, 0, low, high, node, free_pages(call) * PAGE)
+    abi.AVAILHEAP.pack_into(union, 0, low, high, node, call.hypervisor.free_pages * PAGE)
 
 
 def _topology(call: Call, union: bytearray) -> None:
@@ -71,7 +65,7 @@ def _topology(call: Call, union: bytearray) -> None:
 def _numa(call: Call, union: bytearray) -> None:
     room, meminfo, distance = abi.NUMAINFO.unpack_from(union)
     if room and meminfo:
-        call.write(meminfo, abi.MEMINFO.pack(call.hypervisor.physical.pages * PAGE, free_pages(call) * PAGE))
+        call.write(meminfo, abi.MEMINFO.pack(call.hypervisor.physical.pages * PAGE, call.hypervisor.free_pages * PAGE))
     if room and distance:
         call.write(distance, abi.NUMA_DISTANCE_SELF.to_bytes(4, "little"))
     abi.NUMAINFO.pack_into(union, 0, 1, meminfo, distance)

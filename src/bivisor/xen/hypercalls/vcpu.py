@@ -17,21 +17,30 @@ def _register_vcpu_info(call: Call, index: int, arg: int) -> int:
     gfn, offset = abi.REGISTER_VCPU_INFO.unpack(call.read(arg, abi.REGISTER_VCPU_INFO.size))
     # inside one page, aligned: the structure is written by the hypervisor at any time
     if offset > PAGE - abi.SHARED_VCPU_INFO_SIZE or offset % 8:
+        raise XenError(Errno.ENXIO)
+    if call.domain.vcpus[index].is_registered:
         raise XenError(Errno.EINVAL)
     page = call.domain.frame(gfn)
     call.domain.register_vcpu_info(index, page[offset : offset + abi.SHARED_VCPU_INFO_SIZE])
     return 0
 
 
+def _own(call: Call, index: int) -> None:
+    """Timers are set by the processor that they ring on."""
+    if index != call.vcpu:
+        raise XenError(Errno.EINVAL)
+
+
 def _set_singleshot(call: Call, index: int, arg: int) -> int:
-    deadline, flags = abi.SINGLESHOT_TIMER.unpack(call.read(arg, abi.SINGLESHOT_TIMER.size))
-    if flags & abi.SINGLESHOT_FUTURE and deadline < call.hypervisor.system_time():
-        raise XenError(Errno.ETIME)
+    _own(call, index)
+    # A deadline that has passed rings at once, VCPU_SSHOTTMR_future or not: so does Xen since 4.15.
+    deadline, _ = abi.SINGLESHOT_TIMER.unpack(call.read(arg, abi.SINGLESHOT_TIMER.size))
     call.domain.set_timer(index, deadline)
     return 0
 
 
 def _stop_singleshot(call: Call, index: int, _: int) -> int:
+    _own(call, index)
     call.domain.set_timer(index, None)
     return 0
 
@@ -40,20 +49,62 @@ def _is_up(call: Call, index: int, _: int) -> int:
     return int(index in call.domain.online)
 
 
-def _runstate(call: Call, index: int, arg: int) -> int:
-    (address,) = struct.unpack("<Q", call.read(arg, 8))
-    state = abi.RUNSTATE_INFO.pack(abi.RUNSTATE_RUNNING, call.hypervisor.system_time(), 0, 0, 0, 0)
-    call.write(address, state)
+def _state(call: Call) -> bytes:
+    return abi.RUNSTATE_INFO.pack(abi.RUNSTATE_RUNNING, call.hypervisor.system_time(), 0, 0, 0, 0)
+
+
+def _get_runstate(call: Call, index: int, arg: int) -> int:
+    call.write(arg, _state(call))
     return 0
 
 
+def _register_runstate(call: Call, index: int, arg: int) -> int:
+    (address,) = struct.unpack("<Q", call.read(arg, 8))
+    if address:
+        call.write(address, _state(call))
+    return 0
+
+
+def _register_time(call: Call, index: int, arg: int) -> int:
+    """A second place for vcpu_time_info, for user programs to see. What it says holds for the life of the domain."""
+    (address,) = struct.unpack("<Q", call.read(arg, 8))
+    if address:
+        info = call.domain.vcpus[index].info
+        call.write(address, info[abi.VCPU_TIME : abi.VCPU_TIME + abi.VCPU_TIME_INFO.size])
+    return 0
+
+
+def _set_periodic(call: Call, index: int, arg: int) -> int:
+    """VCPUOP_set_periodic_timer: EINVAL below a millisecond, as in Xen. There is none here, and no kernel needs one."""
+    (period,) = struct.unpack("<Q", call.read(arg, 8))
+    raise XenError(Errno.EINVAL if period < 1_000_000 else Errno.ENOSYS)
+
+
+def _initialise(call: Call, index: int, arg: int) -> int:
+    """VCPUOP_initialise: a PVH guest starts its processors by INIT and SIPI here."""
+    call.read(arg, 8)
+    raise XenError(Errno.EEXIST if index in call.domain.online else Errno.ENOSYS)
+
+
+def _refuse(errno: Errno) -> Callable[[Call, int, int], int]:
+    def op(call: Call, index: int, arg: int) -> int:
+        raise XenError(errno)
+
+    return op
+
+
 _OPS: dict[int, Callable[[Call, int, int], int]] = {
+    VcpuOp.INITIALISE: _initialise,
     VcpuOp.IS_UP: _is_up,
-    VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA: _runstate,
+    VcpuOp.GET_RUNSTATE_INFO: _get_runstate,
+    VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA: _register_runstate,
+    VcpuOp.SET_PERIODIC_TIMER: _set_periodic,
     VcpuOp.STOP_PERIODIC_TIMER: lambda _, __, ___: 0,
     VcpuOp.SET_SINGLESHOT_TIMER: _set_singleshot,
     VcpuOp.STOP_SINGLESHOT_TIMER: _stop_singleshot,
     VcpuOp.REGISTER_VCPU_INFO: _register_vcpu_info,
+    VcpuOp.GET_PHYSID: _refuse(Errno.EINVAL),
+    VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA: _register_time,
 }
 
 

@@ -12,11 +12,12 @@ from bivisor.xen.call import Call
 from bivisor.xen.errors import XenError
 
 _FEATURES = (
-    1 << Feature.AUTO_TRANSLATED_PHYSMAP
-    | 1 << Feature.SUPERVISOR_MODE_KERNEL
+    1 << Feature.WRITABLE_PAGE_TABLES
+    | 1 << Feature.AUTO_TRANSLATED_PHYSMAP
     | 1 << Feature.HVM_CALLBACK_VECTOR
     | 1 << Feature.HVM_SAFE_PVCLOCK
     | 1 << Feature.MEMORY_OP_VNODE_SUPPORTED
+    | 1 << Feature.NOT_DIRECT_MAPPED
 )
 _CAPABILITIES = b"xen-3.0-x86_64 hvm-3.0-x86_64 \0"
 _VIRT_START = 0xFFFF_8000_0000_0000
@@ -25,8 +26,10 @@ _COMPILE_INFO = b"".join(text.ljust(size, b"\0") for text, size in ((b"Bivisor",
 
 def _get_features(call: Call, arg: int) -> int:
     (submap,) = struct.unpack("<I", call.read(arg, 4))
-    features = _FEATURES if submap == 0 else 0
-    if submap == 0 and call.domain.privileged:
+    if submap:
+        raise XenError(Errno.EINVAL)
+    features = _FEATURES
+    if call.domain.privileged:
         features |= 1 << Feature.DOM0
     call.write(arg + 4, struct.pack("<I", features))
     return 0
@@ -38,6 +41,12 @@ def _text(text: bytes) -> Callable[[Call, int], int]:
         return 0
 
     return answer
+
+
+def _page_size(_: Call, arg: int) -> int:
+    if arg:
+        raise XenError(Errno.EINVAL)
+    return PAGE
 
 
 def _handle(call: Call, arg: int) -> int:
@@ -53,7 +62,7 @@ _OPS: dict[int, Callable[[Call, int], int]] = {
     VersionOp.CHANGESET: _text(b"unavailable\0"),
     VersionOp.PLATFORM_PARAMETERS: _text(struct.pack("<Q", _VIRT_START)),
     VersionOp.GET_FEATURES: _get_features,
-    VersionOp.PAGESIZE: lambda _, __: PAGE,
+    VersionOp.PAGESIZE: _page_size,
     VersionOp.GUEST_HANDLE: _handle,
     VersionOp.COMMANDLINE: _text(b"\0"),
 }
