@@ -102,7 +102,7 @@ def network_list(domains: tuple[str, ...], as_json: bool) -> int:
     def line(row: dict[str, Any]) -> str:
         who = f"{row['idx']:<3} {row['be']:<2} {row['mac']:<17}"
         refs = f"{row['tx_ring_ref']:>5}/{row['rx_ring_ref']:<11}"
-        return f"{who} {row['handle']:>6} {row['state']:>5} {row['evt_ch']:>6} {refs} {row['be_path']:<30}"
+        return f"{who}{row['handle']:>6} {row['state']:>5} {row['evt_ch']:>6} {refs} {row['be_path']:<30}"
 
     return _list("network_list", domains, as_json, _NETWORK_HEAD, line)
 

@@ -42,7 +42,7 @@ def list_(domains: tuple[str, ...], long: bool, verbose: bool) -> int:
     if long:
         click.echo(json.dumps(rows, indent=4))
         return 0
-    click.echo(_LIST_HEAD + (f"   {'UUID':<36} Reason-Code\tSecurity Label" if verbose else ""))
+    click.echo(_LIST_HEAD + (f"   {'UUID':<31} Reason-Code\tSecurity Label" if verbose else ""))
     for row in rows:
         line = (
             f"{row['name']:<40} {row['domid']:>5} {row['memory_kib'] // 1024:>5} {row['vcpus']:>5}     {row['state']}"
@@ -92,7 +92,7 @@ def uptime(domains: tuple[str, ...]) -> int:
 def domid(name: str) -> int:
     """Convert a domain name to its id."""
     with connect() as host:
-        click.echo(next((row["domid"] for row in host.call("list") if row["name"] == name), None) or _none(name))
+        _one(name, [row["domid"] for row in host.call("list") if row["name"] == name])
     return 0
 
 
@@ -101,9 +101,11 @@ def domid(name: str) -> int:
 def domname(domid: int) -> int:
     """Convert a domain id to its name."""
     with connect() as host:
-        click.echo(next((row["name"] for row in host.call("list") if row["domid"] == domid), None) or _none(domid))
+        _one(domid, [row["name"] for row in host.call("list") if row["domid"] == domid])
     return 0
 
 
-def _none(words: object) -> str:
-    raise UsageError(f"there is no domain {words}")
+def _one(asked: object, found: list[Any]) -> None:
+    if not found:
+        raise UsageError(f"there is no domain {asked}")
+    click.echo(found[0])
