@@ -13,7 +13,7 @@ from bivisor.abi.xen import xen as abi
 from bivisor.dom0 import domctl
 from bivisor.dom0.version import ROOM, Version, version
 from bivisor.host.loop import Loop
-from bivisor.memory import PAGE, GuestMemory
+from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen import grant_ops
 from bivisor.xen.call import Call, Identity
 from bivisor.xen.errors import GrantError
@@ -143,9 +143,8 @@ class Control:
     def set_timer(self, vcpu: int, deadline: int | None) -> None:
         """See `Upcall.set_timer`: the loop has timers of its own."""
 
-    def add_page(self, gfn: int) -> memoryview:
-        """See `Upcall.add_page`."""
-        raise NotImplementedError(f"Dom0 asks for a page at {gfn:#x}")
+    def add_slot(self, slot: Slot) -> None:
+        """See `Upcall.add_slot`: Dom0's processor is the host's."""
 
     def populated(self, gfn: int, count: int) -> None:
         """See `Upcall.populated`."""

@@ -14,20 +14,15 @@ from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.domctl import Cdf
 from bivisor.abi.xen.errno import Errno
 from bivisor.errors import GuestAddressError
-from bivisor.memory import PAGE, GuestMemory
+from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen.config import DomainConfig
 from bivisor.xen.errors import XenError
+from bivisor.xen.physmap import MAX_GFN, Physmap
 
 if TYPE_CHECKING:
     from bivisor.xen.event_channel import EventChannels
     from bivisor.xen.grant_table import GrantTable
 
-
-MAX_GFN = 1 << 28
-"""A guest-physical address space of 40 bits."""
-
-MAX_ADDED = 256
-"""Pages that a guest may ask for outside its memory: grant-table frames and the like. No reason for more is known."""
 
 
 MAX_PAUSES = 255
@@ -61,8 +56,8 @@ class Upcall(Protocol):
     def set_timer(self, vcpu: int, deadline: int | None) -> None:
         """Raise VIRQ_TIMER on `vcpu` at system time `deadline` in nanoseconds; None stops it."""
 
-    def add_page(self, gfn: int) -> memoryview:
-        """Put a new page of zeroes at `gfn`, where the domain has no memory."""
+    def add_slot(self, slot: Slot) -> None:
+        """The domain's memory has got another slot: show it to the processors."""
 
     def populated(self, gfn: int, count: int) -> None:
         """`count` frames from `gfn` on are the domain's again."""
@@ -130,7 +125,8 @@ class Domain:
         self.memory_map: tuple[tuple[int, int, int], ...] = ()
         self.online = {0}
         self._absent: set[int] = set()
-        self._added: dict[int, memoryview] = {}
+        self.physmap = Physmap(memory, upcall.add_slot)
+        self._added = self.physmap.pages
         self._shared_page = bytearray(PAGE)
         self.shared_info = memoryview(self._shared_page)
         self.shared_info_gfn: int | None = None
@@ -155,36 +151,46 @@ class Domain:
 
     def has_frame(self, gfn: int) -> bool:
         """Whether the domain has memory at `gfn`."""
-        return gfn in self._added or (gfn not in self._absent and self.memory.contains(gfn << abi.PAGE_SHIFT, PAGE))
+        return gfn in self._added or (self._is_ram(gfn) and gfn not in self._absent) or self.physmap.is_foreign(gfn)
+
+    def _is_ram(self, gfn: int, count: int = 1) -> bool:
+        """Whether there is RAM at `gfn`, in the domain's hands or released."""
+        start = gfn << abi.PAGE_SHIFT
+        end = start + (count << abi.PAGE_SHIFT)
+        return any(at <= start and end <= at + size for at, size in self.memory.ram_ranges)
 
     def frame(self, gfn: int) -> memoryview:
-        """The 4096 bytes of guest frame `gfn`, in place. XenError(EINVAL) where the domain has none."""
+        """The 4096 bytes of guest frame `gfn`, in place. XenError(EINVAL) where the domain has none of its own."""
         added = self._added.get(gfn)
-        if added is not None:
-            return added
-        if gfn in self._absent:  # ballooned out: what the host has there now is nobody's
-            raise XenError(Errno.EINVAL)
-        try:
-            return self.memory.view(gfn << abi.PAGE_SHIFT, PAGE)
-        except GuestAddressError:
-            raise XenError(Errno.EINVAL) from None
+        return self.own_frame(gfn) if added is None else added
 
     def own_frame(self, gfn: int) -> memoryview:
-        """Frame `gfn` if its memory is the domain's to give away. What others granted to it is not. EINVAL."""
-        view = self.frame(gfn)
+        """Frame `gfn` if it is RAM and the domain's to give away: nothing that it asked for or has mapped. EINVAL."""
+        # ballooned out: what the host has there now is nobody's, or another's that is mapped there
+        if gfn in self._absent:
+            raise XenError(Errno.EINVAL)
+        try:
+            view = self.memory.view(gfn << abi.PAGE_SHIFT, PAGE)
+        except GuestAddressError:
+            raise XenError(Errno.EINVAL) from None
         if view.obj is not self.memory.ram.view.obj:
             raise XenError(Errno.EINVAL)
         return view
 
     def frame_for(self, gfn: int) -> memoryview:
-        """Frame `gfn`; a new one where the guest has a hole in its memory. EINVAL outside what a guest can address."""
+        """Frame `gfn`; a new one where the guest has no memory. EINVAL outside what a guest can address, ENOMEM."""
         try:
             return self.frame(gfn)
         except XenError:
-            if gfn >= MAX_GFN or gfn in self._absent or len(self._added) >= MAX_ADDED:
+            if gfn >= MAX_GFN:
                 raise
-        page = self._added[gfn] = self.upcall.add_page(gfn)
-        return page
+        return self.physmap.page(gfn)
+
+    def place_for(self, gfn: int) -> int:
+        """`gfn`, where the domain has nothing, so that a frame of another can be put there. XenError(EINVAL)."""
+        if gfn >= MAX_GFN or self.has_frame(gfn):
+            raise XenError(Errno.EINVAL)
+        return gfn
 
     @property
     def pages(self) -> int:
@@ -200,10 +206,9 @@ class Domain:
     def release(self, gfn: int, count: int) -> bool:
         """XENMEM_decrease_reservation: frames go back to the host. False if one of them is not the domain's."""
         frames = range(gfn, gfn + count)
-        if not self.memory.contains(gfn * PAGE, count * PAGE) or not self._absent.isdisjoint(frames):
+        if not self._is_ram(gfn, count) or not self._absent.isdisjoint(frames):
             return False
-        for frame in frames:
-            self.grants.reclaim(frame)
+        self.grants.reclaim(gfn, count)
         self._absent.update(frames)
         self.upcall.released(gfn, count)
         return True
@@ -212,6 +217,7 @@ class Domain:
         """XENMEM_remove_from_physmap: the guest has nothing at `gfn` any more. False if it had nothing."""
         if gfn not in self._added:
             return gfn < MAX_GFN and self.release(gfn, 1)
+        del self._added[gfn]  # the page stays where it is, and is nobody's
         self.grants.reclaim(gfn)
         if gfn == self.shared_info_gfn:
             self.move_shared_info(memoryview(bytearray(PAGE)))
@@ -220,7 +226,8 @@ class Domain:
     def populate(self, gfn: int, count: int) -> bool:
         """XENMEM_populate_physmap: frames that were released are the domain's again. False where that cannot be."""
         frames = set(range(gfn, gfn + count))
-        if not frames <= self._absent or self.pages + count > self.max_pages:
+        taken = any(frame in self._added or self.physmap.is_foreign(frame) for frame in frames)
+        if not frames <= self._absent or taken or self.pages + count > self.max_pages:
             return False
         self._absent -= frames
         self.upcall.populated(gfn, count)

@@ -30,12 +30,13 @@ def map_grant_ref(mapper: Domain, domid: int, ref: int, *, readonly: bool = Fals
             raise GrantError(GrantStatus.GENERAL_ERROR)
         table.maptrack.check_room()
         granter = live(domains, domid)
-        frame = granter.grants.pin(ref, mapper.domid, readonly=readonly).view
-        view = frame.toreadonly() if readonly else frame[:]
+        active = granter.grants.pin(ref, mapper.domid, readonly=readonly)
+        view = active.view.toreadonly() if readonly else active.view[:]
         if gfn is not None:
             try:
-                domains.map_frame(mapper, gfn, view, readonly)
+                domains.map_frame(mapper, gfn, granter, active.gfn, readonly=readonly)
             except XenError:
+                view.release()
                 granter.grants.unpin(ref, readonly=readonly)
                 raise GrantError(GrantStatus.GENERAL_ERROR) from None
         mapping = Mapping(domid, ref, view, readonly=readonly, gfn=gfn)

@@ -42,10 +42,10 @@ class Domains(Protocol):
     def release(self, domain: Domain) -> None:
         """A reference to the dying `domain` went."""
 
-    def map_frame(self, domain: Domain, gfn: int, view: memoryview, readonly: bool) -> None:
-        """Let guest `domain` see the memory of `view` at `gfn`. XenError where it cannot."""
+    def map_frame(self, mapper: Domain, gfn: int, granter: Domain, frame: int, *, readonly: bool) -> None:
+        """Let guest `mapper` see `frame` of `granter` at `gfn`. XenError where it cannot."""
 
-    def unmap_frame(self, domain: Domain, gfn: int) -> None:
+    def unmap_frame(self, mapper: Domain, gfn: int) -> None:
         """Take back what `map_frame` put at `gfn`: the guest has nothing there. XenError where nothing was put."""
 
 
@@ -160,11 +160,11 @@ class GrantTable:
         self.reclaim(gfn)
         self._status.move(index, page, gfn)
 
-    def reclaim(self, gfn: int) -> None:
-        """The guest gives up its page `gfn`: a frame that lived there is the hypervisor's own again."""
+    def reclaim(self, gfn: int, count: int = 1) -> None:
+        """The guest gives up `count` pages from `gfn` on: frames that lived there are the hypervisor's own again."""
         for frames in (self._shared, self._status):
             for index, frame in enumerate(frames):
-                if frame.gfn == gfn != INVALID_GFN:
+                if gfn <= frame.gfn < gfn + count and frame.gfn != INVALID_GFN:
                     frames.reclaim(index)
 
     def gfns(self) -> list[int]:

@@ -15,7 +15,7 @@ from bivisor.abi.xen import xen as abi
 from bivisor.cpu.contract import Engine, Machine
 from bivisor.cpu.exits import Exit
 from bivisor.errors import EngineError, UsageError
-from bivisor.memory import PAGE, GuestMemory, MemoryRegion, Slot
+from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen.clock import GuestClock, wall_clock
 from bivisor.xen.cpuid import domain_cpuid
 from bivisor.xen.domain import Domain, State
@@ -54,7 +54,6 @@ class PvhGuest:
         self._punch_hole = punch_hole
         self.memory = memory
         self.machine: Machine = engine.create_machine()
-        self._regions: list[MemoryRegion] = []
         self._timers = Timers(xen.system_time)
         self._gate = threading.Condition()
         self._stopping = self._paused = self._reported = False
@@ -181,14 +180,9 @@ class PvhGuest:
 
     # ---------------------------------------------------------------- memory
 
-    def add_page(self, gfn: int) -> memoryview:
-        """See `Upcall.add_page`."""
-        region = MemoryRegion(PAGE, "bivisor-xen-page")
-        self._regions.append(region)
-        slot = Slot(gfn << abi.PAGE_SHIFT, PAGE, region)
-        self.memory.add(slot)
+    def add_slot(self, slot: Slot) -> None:
+        """See `Upcall.add_slot`."""
         self.machine.map(slot)
-        return self.memory.view(slot.gpa, PAGE)
 
     def populated(self, gfn: int, count: int) -> None:
         """See `Upcall.populated`: the memory comes back with the first touch."""
@@ -310,11 +304,7 @@ class PvhGuest:
         self.domain.shared_info = memoryview(bytearray(PAGE))
         for vcpu in self.domain.vcpus:
             vcpu.info = memoryview(bytearray(abi.SHARED_VCPU_INFO_SIZE))
-        self.domain._added.clear()
-        self.memory.close()
-        for region in self._regions:
-            region.close()
-        self._regions.clear()
+        self.domain.physmap.close()
 
 
 class _Callback:

@@ -196,13 +196,14 @@ class Xen:
             raise XenError(Errno.EPERM)
         return self.find(domid).frame(gfn)[:]
 
-    def map_frame(self, domain: Domain, gfn: int, view: memoryview, readonly: bool) -> None:
-        """Let guest `domain` see another's memory at `gfn`. XenError(ENOSYS): no engine does that yet."""
-        raise XenError(Errno.ENOSYS)
+    def map_frame(self, mapper: Domain, gfn: int, granter: Domain, frame: int, *, readonly: bool) -> None:
+        """Let guest `mapper` see `frame` of `granter` at `gfn`, where it has nothing. XenError(EINVAL, ENOMEM)."""
+        fd, offset = granter.physmap.source(frame)
+        mapper.physmap.map(mapper.place_for(gfn), fd, offset, readonly=readonly)
 
-    def unmap_frame(self, domain: Domain, gfn: int) -> None:
+    def unmap_frame(self, mapper: Domain, gfn: int) -> None:
         """Take back what `map_frame` put at `gfn`. XenError(EINVAL) where nothing was put."""
-        raise XenError(Errno.EINVAL)
+        mapper.physmap.unmap(gfn)
 
     def shutdown(self, domain: Domain, reason: abi.ShutdownReason) -> None:
         """SCHEDOP_shutdown: the domain stops and waits for the toolstack, which VIRQ_DOM_EXC tells."""

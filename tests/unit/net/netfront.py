@@ -21,7 +21,7 @@ from bivisor.dom0.net.netback import Netback
 from bivisor.dom0.xenbus.service import Service
 from bivisor.dom0.xenstore.client import StoreClient
 from bivisor.host.loop import ManualLoop
-from bivisor.memory import PAGE, GuestMemory
+from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen.hypervisor import Xen
 
 PAGES = 1024
@@ -48,8 +48,7 @@ class Idle:
 
     def set_timer(self, vcpu: int, deadline: int | None) -> None: ...
 
-    def add_page(self, gfn: int) -> memoryview:
-        return memoryview(bytearray(PAGE))
+    def add_slot(self, slot: Slot) -> None: ...
 
     def populated(self, gfn: int, count: int) -> None: ...
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import PAGE_SHIFT
-from bivisor.memory import GuestMemory
+from bivisor.memory import GuestMemory, Slot
 from bivisor.memory.atomics import Atomics
 from bivisor.xen.domain import Domain, State
 from bivisor.xen.errors import XenError
@@ -33,8 +33,7 @@ class Notebook:
     def set_timer(self, vcpu: int, deadline: int | None) -> None:
         raise AssertionError
 
-    def add_page(self, gfn: int) -> memoryview:
-        raise AssertionError
+    def add_slot(self, slot: Slot) -> None: ...
 
     def populated(self, gfn: int, count: int) -> None:
         raise AssertionError

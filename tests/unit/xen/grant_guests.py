@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bivisor.abi.xen import grant_table as abi
-from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.grant_table import GrantTableOp
-from bivisor.memory import PAGE, GuestMemory
+from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen.call import Call, Identity
 from bivisor.xen.config import DomainConfig
-from bivisor.xen.domain import Domain
-from bivisor.xen.errors import XenError
 from bivisor.xen.hypervisor import Xen
 from bivisor.xen.table import hypercall
 
 PAGES = 64
 UOP = 32 * PAGE
 """Where a guest's hypercall structures are."""
+
+OUTSIDE = 0x1000
+"""A frame number where a guest has no memory, so that it can map another's there."""
 
 PINNED = abi.GTF_READING | abi.GTF_WRITING
 
@@ -34,8 +34,7 @@ class NoUpcall:
 
     def set_timer(self, vcpu: int, deadline: int | None) -> None: ...
 
-    def add_page(self, gfn: int) -> memoryview:
-        return memoryview(bytearray(PAGE))
+    def add_slot(self, slot: Slot) -> None: ...
 
     def populated(self, gfn: int, count: int) -> None: ...
 
@@ -43,23 +42,6 @@ class NoUpcall:
 
     def time_info(self) -> bytes:
         return bytes(32)
-
-
-class MappingXen(Xen):
-    """A hypervisor whose engine maps foreign frames: `mapped` is what each domain sees where."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mapped: dict[tuple[int, int], memoryview] = {}
-
-    def map_frame(self, domain: Domain, gfn: int, view: memoryview, readonly: bool) -> None:
-        if (domain.domid, gfn) in self.mapped or view.readonly is not readonly:
-            raise XenError(Errno.EINVAL)
-        self.mapped[domain.domid, gfn] = view
-
-    def unmap_frame(self, domain: Domain, gfn: int) -> None:
-        if self.mapped.pop((domain.domid, gfn), None) is None:
-            raise XenError(Errno.EINVAL)
 
 
 class Guest:
@@ -121,15 +103,16 @@ class Guest:
 
 
 @contextmanager
-def world(domus: int = 2) -> Iterator[tuple[MappingXen, list[Guest]]]:
+def world(domus: int = 2) -> Iterator[tuple[Xen, list[Guest]]]:
     """A hypervisor, with Dom0 and so many DomUs."""
-    xen = MappingXen()
+    xen = Xen()
     memories = [GuestMemory(PAGES * PAGE) for _ in range(domus + 1)]
     try:
-        yield xen, [Guest(xen, memory, privileged=not i) for i, memory in enumerate(memories)]
+        guests = [Guest(xen, memory, privileged=not i) for i, memory in enumerate(memories)]
+        yield xen, guests
     finally:
         for domain in list(xen.domains.values()):
             xen.destroy(domain)
         assert not xen.domains
-        for memory in memories:
-            memory.close()
+        for guest in guests:
+            guest.domain.physmap.close()

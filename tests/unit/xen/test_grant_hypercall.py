@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from grant_guests import PAGES, PINNED, UOP, Guest, MappingXen, world
+from grant_guests import OUTSIDE, PAGES, PINNED, UOP, Guest, world
 
 from bivisor.abi.xen import grant_table as abi
 from bivisor.abi.xen.errno import Errno
@@ -14,6 +14,7 @@ from bivisor.abi.xen.xen import DOMID_SELF
 from bivisor.memory import PAGE
 from bivisor.xen.grant_frames import INVALID_GFN
 from bivisor.xen.grant_ops import map_grant_ref, unmap_grant_ref
+from bivisor.xen.hypervisor import Xen
 from bivisor.xen.table import hypercall
 
 REF = 9
@@ -23,7 +24,7 @@ LIST = UOP + PAGE
 class World:
     """Dom0 and two guests."""
 
-    def __init__(self, xen: MappingXen, guests: list[Guest]) -> None:
+    def __init__(self, xen: Xen, guests: list[Guest]) -> None:
         self.xen = xen
         self.dom0, self.one, self.two = guests
 
@@ -40,15 +41,15 @@ def a_map(host_addr: int, ref: int, domid: int, flags: int = abi.GNTMAP_HOST_MAP
 
 def test_a_guest_maps_a_frame_into_its_memory_and_out_again(w: World) -> None:
     w.one.grant(REF, w.two, 5)
-    result, (answer,) = w.two.op(GrantTableOp.MAP_GRANT_REF, a_map(40 * PAGE, REF, w.one.domid))
+    result, (answer,) = w.two.op(GrantTableOp.MAP_GRANT_REF, a_map(OUTSIDE * PAGE, REF, w.one.domid))
     *_, status, handle, _ = abi.MAP_GRANT_REF.unpack(answer)
     assert (result, status) == (0, GrantStatus.OKAY)
-    w.xen.mapped[w.two.domid, 40][:3] = b"two"
+    w.two.page(OUTSIDE)[:3] = b"two"
     assert bytes(w.one.page(5)[:3]) == b"two"
 
     for host_addr, bus_addr, expected in [
-        (41 * PAGE, 0, GrantStatus.GENERAL_ERROR),
-        (40 * PAGE, 4096, GrantStatus.GENERAL_ERROR),
+        ((OUTSIDE + 1) * PAGE, 0, GrantStatus.GENERAL_ERROR),
+        (OUTSIDE * PAGE, 4096, GrantStatus.GENERAL_ERROR),
         (0, 0, GrantStatus.OKAY),  # which means: leave it
     ]:
         _, (answer,) = w.two.op(GrantTableOp.UNMAP_GRANT_REF, abi.UNMAP_GRANT_REF.pack(host_addr, bus_addr, handle, 99))
@@ -57,11 +58,11 @@ def test_a_guest_maps_a_frame_into_its_memory_and_out_again(w: World) -> None:
 
     statuses = []
     for _ in range(2):
-        _, (answer,) = w.two.op(GrantTableOp.UNMAP_GRANT_REF, abi.UNMAP_GRANT_REF.pack(40 * PAGE, 0, handle, 99))
+        _, (answer,) = w.two.op(GrantTableOp.UNMAP_GRANT_REF, abi.UNMAP_GRANT_REF.pack(OUTSIDE * PAGE, 0, handle, 99))
         statuses.append(abi.UNMAP_GRANT_REF.unpack(answer)[-1])
     assert statuses == [GrantStatus.OKAY, GrantStatus.BAD_HANDLE]
     assert w.one.pinned(REF) == 0
-    assert not w.xen.mapped
+    assert not w.two.domain.physmap.foreign
 
 
 @pytest.mark.parametrize(
@@ -76,19 +77,19 @@ def test_a_guest_maps_a_frame_into_its_memory_and_out_again(w: World) -> None:
 )
 def test_a_guest_maps_for_its_processors_only(w: World, flags: int, status: GrantStatus) -> None:
     w.one.grant(REF, w.two, 5)
-    _, (answer,) = w.two.op(GrantTableOp.MAP_GRANT_REF, a_map(40 * PAGE, REF, w.one.domid, flags))
+    _, (answer,) = w.two.op(GrantTableOp.MAP_GRANT_REF, a_map(OUTSIDE * PAGE, REF, w.one.domid, flags))
     assert abi.MAP_GRANT_REF.unpack(answer)[4] == status
     assert w.one.pinned(REF) == 0
 
 
 def test_unmap_and_replace_replaces_nothing_in_a_translated_guest(w: World) -> None:
     w.one.grant(REF, w.two, 5)
-    _, (answer,) = w.two.op(GrantTableOp.MAP_GRANT_REF, a_map(40 * PAGE, REF, w.one.domid))
+    _, (answer,) = w.two.op(GrantTableOp.MAP_GRANT_REF, a_map(OUTSIDE * PAGE, REF, w.one.domid))
     handle = abi.MAP_GRANT_REF.unpack(answer)[5]
     statuses = []
     for new_addr, which in [(0x1000, handle), (0x1000, 1234), (0, handle)]:
         _, (answer,) = w.two.op(
-            GrantTableOp.UNMAP_AND_REPLACE, abi.UNMAP_AND_REPLACE.pack(40 * PAGE, new_addr, which, 99)
+            GrantTableOp.UNMAP_AND_REPLACE, abi.UNMAP_AND_REPLACE.pack(OUTSIDE * PAGE, new_addr, which, 99)
         )
         statuses.append(abi.UNMAP_AND_REPLACE.unpack(answer)[-1])
     assert statuses == [GrantStatus.GENERAL_ERROR, GrantStatus.BAD_HANDLE, GrantStatus.OKAY]
@@ -97,9 +98,9 @@ def test_unmap_and_replace_replaces_nothing_in_a_translated_guest(w: World) -> N
 
 def test_handles_are_no_use_to_another_domain(w: World) -> None:
     w.one.grant(REF, w.two, 5)
-    _, (answer,) = w.two.op(GrantTableOp.MAP_GRANT_REF, a_map(40 * PAGE, REF, w.one.domid))
+    _, (answer,) = w.two.op(GrantTableOp.MAP_GRANT_REF, a_map(OUTSIDE * PAGE, REF, w.one.domid))
     handle = abi.MAP_GRANT_REF.unpack(answer)[5]
-    _, (answer,) = w.one.op(GrantTableOp.UNMAP_GRANT_REF, abi.UNMAP_GRANT_REF.pack(40 * PAGE, 0, handle, 99))
+    _, (answer,) = w.one.op(GrantTableOp.UNMAP_GRANT_REF, abi.UNMAP_GRANT_REF.pack(OUTSIDE * PAGE, 0, handle, 99))
     assert abi.UNMAP_GRANT_REF.unpack(answer)[-1] == GrantStatus.BAD_HANDLE
 
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from grant_guests import PAGES, PINNED, Guest, MappingXen, world
+from grant_guests import OUTSIDE, PAGES, PINNED, Guest, world
 
 from bivisor.abi.xen import grant_table as abi
 from bivisor.abi.xen.grant_table import GrantStatus
@@ -15,6 +15,7 @@ from bivisor.xen.domain import State
 from bivisor.xen.errors import GrantError, XenError
 from bivisor.xen.grant_ops import map_grant_ref, unmap_grant_ref
 from bivisor.xen.grant_table import PIN_LIMIT
+from bivisor.xen.hypervisor import Xen
 from bivisor.xen.maptrack import ENTRIES_PER_FRAME
 
 REF = 9
@@ -23,7 +24,7 @@ REF = 9
 class World:
     """Dom0 and two guests, the first of which grants."""
 
-    def __init__(self, xen: MappingXen, guests: list[Guest]) -> None:
+    def __init__(self, xen: Xen, guests: list[Guest]) -> None:
         self.xen = xen
         self.dom0, self.granter, self.other = guests
 
@@ -274,11 +275,11 @@ def test_the_granters_engine_learns_that_a_mapped_frame_may_have_been_written(w:
 
 def test_a_frame_that_cannot_be_mapped_into_the_guest_leaves_nothing_behind(w: World) -> None:
     w.granter.grant(REF, w.other, 5)
-    map_grant_ref(w.other.domain, w.granter.domid, REF, gfn=40)
+    map_grant_ref(w.other.domain, w.granter.domid, REF, gfn=OUTSIDE)
     with refused(GrantStatus.GENERAL_ERROR):
-        map_grant_ref(w.other.domain, w.granter.domid, REF, gfn=40, readonly=True)
+        map_grant_ref(w.other.domain, w.granter.domid, REF, gfn=OUTSIDE, readonly=True)
     w.xen.destroy(w.other.domain)
-    assert not w.xen.mapped
+    assert not w.other.domain.physmap.foreign
     assert w.granter.pinned(REF) == 0
 
 

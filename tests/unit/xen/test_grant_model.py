@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from grant_guests import PAGES, PINNED, Guest, MappingXen
+from grant_guests import OUTSIDE, PAGES, PINNED, Guest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -19,6 +19,7 @@ from bivisor.memory import PAGE, GuestMemory
 from bivisor.xen.domain import State
 from bivisor.xen.errors import GrantError, XenError
 from bivisor.xen.grant_ops import FrameEnd, GrantEnd, copy, map_grant_ref, unmap_grant_ref
+from bivisor.xen.hypervisor import Xen
 from bivisor.xen.maptrack import Mapping
 from bivisor.xen.table import hypercall
 
@@ -47,7 +48,7 @@ class Entry:
 class Player(Guest):
     """A guest, and what the model knows of it."""
 
-    def __init__(self, xen: MappingXen, *, privileged: bool) -> None:
+    def __init__(self, xen: Xen, *, privileged: bool) -> None:
         super().__init__(xen, GuestMemory(PAGES * PAGE), privileged=privileged)
         for gfn in range(DATA):
             self.page(gfn)[:] = bytes([self.domid << 4 & 0xFF | gfn]) * PAGE
@@ -99,7 +100,7 @@ class Grants(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.xen = MappingXen()
+        self.xen = Xen()
         self.players = [Player(self.xen, privileged=not i) for i in range(3)]
         self.dying: list[Player] = []
         self.stamp = 0
@@ -248,7 +249,7 @@ class Grants(RuleBasedStateMachine):
         if dead in self.dying and not dead.entries:
             assert dead.domain.state is State.GONE
             self.dying.remove(dead)
-            dead.memory.close()
+            dead.domain.physmap.close()
 
     @invariant()
     def what_is_mapped_is_the_granters_memory(self) -> None:
@@ -283,7 +284,7 @@ class Grants(RuleBasedStateMachine):
             self.xen.destroy(player.domain)
         assert not self.xen.domains
         for player in [*self.players, *self.dying]:
-            player.memory.close()
+            player.domain.physmap.close()
 
 
 TestGrants = Grants.TestCase
@@ -304,7 +305,7 @@ TestGrants.settings = settings(max_examples=60, stateful_step_count=60, deadline
                 *[st.integers(0, 4200), st.integers(0, 3), st.just(0)],
             ),
             st.builds(
-                lambda ref, domid, flags: abi.MAP_GRANT_REF.pack(40 * PAGE, flags, ref, domid, 0, 0, 0) + bytes(8),
+                lambda ref, domid, flags: abi.MAP_GRANT_REF.pack(OUTSIDE * PAGE, flags, ref, domid, 0, 0, 0) + bytes(8),
                 *[st.integers(0, 20), st.integers(0, 3), st.integers(0, 31)],
             ),
         ),
@@ -316,7 +317,7 @@ TestGrants.settings = settings(max_examples=60, stateful_step_count=60, deadline
 def test_whatever_a_guest_writes_it_gets_an_answer_and_touches_nobody_else(
     version: int, table: list[bytes], op: GrantTableOp, structures: list[bytes], count: int
 ) -> None:
-    xen = MappingXen()
+    xen = Xen()
     players = [Player(xen, privileged=not i) for i in range(3)]
     dom0, hostile, bystander = players
     try:
@@ -343,4 +344,4 @@ def test_whatever_a_guest_writes_it_gets_an_answer_and_touches_nobody_else(
             player.domain.grants.destroy()
         assert not xen.domains
         for player in players:
-            player.memory.close()
+            player.domain.physmap.close()

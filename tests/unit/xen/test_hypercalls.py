@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import Hypercall, MemoryOp, VersionOp
-from bivisor.memory import PAGE, GuestMemory
+from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen.call import Call, Identity
 from bivisor.xen.domain import Domain, State
 from bivisor.xen.hypervisor import Xen
@@ -37,8 +37,7 @@ class Nobody:
 
     def set_timer(self, vcpu: int, deadline: int | None) -> None: ...
 
-    def add_page(self, gfn: int) -> memoryview:
-        return memoryview(bytearray(PAGE))
+    def add_slot(self, slot: Slot) -> None: ...
 
     def populated(self, gfn: int, count: int) -> None: ...
 

@@ -13,7 +13,7 @@ from bivisor.dom0 import store
 from bivisor.dom0.control import Control
 from bivisor.dom0.xenstore.client import StoreClient
 from bivisor.host.loop import ManualLoop
-from bivisor.memory import PAGE, GuestMemory
+from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.toolstack.xendevices import XenDevice
 from bivisor.xen.hypervisor import Xen
 
@@ -33,8 +33,7 @@ class NoUpcall:
 
     def set_timer(self, vcpu: int, deadline: int | None) -> None: ...
 
-    def add_page(self, gfn: int) -> memoryview:
-        return memoryview(bytearray(PAGE))
+    def add_slot(self, slot: Slot) -> None: ...
 
     def populated(self, gfn: int, count: int) -> None: ...
 

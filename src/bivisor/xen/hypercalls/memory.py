@@ -16,7 +16,7 @@ _EXTENT_ORDER_LIMIT = 9  # 2 MiB: what Xen lets an unprivileged domain ask for a
 _PRIVILEGED_ORDER_LIMIT = 18
 _COUNT_LIMIT = (1 << 64 - abi.MEMOP_EXTENT_SHIFT) - 1
 _BATCH = 512
-"""Extents between which other processors get the hypervisor's lock; the upper bits of `cmd` say where to go on."""
+"""Pages between which other processors get the hypervisor's lock; the upper bits of `cmd` say where to go on."""
 _E820_MAX = 128
 _GFN_LIMIT = 1 << 40 - abi.PAGE_SHIFT
 
@@ -40,17 +40,17 @@ def _reservation(change: Extent) -> Callable[[Call, int, int], int]:
             limit = _PRIVILEGED_ORDER_LIMIT if call.domain.privileged else _EXTENT_ORDER_LIMIT
             if start >= count or count > _COUNT_LIMIT or order > limit:
                 return start
-            wanted = min(count - start, _BATCH)
+            wanted = min(count - start, max(1, _BATCH >> order))
             frames = struct.unpack(f"<{wanted}Q", call.read(at + 8 * start, 8 * wanted))
         except XenError:
             return start
-        for done, gfn in enumerate(frames, start):
+        for index, gfn in enumerate(frames, start):
             if not change(domain, gfn, 1 << order):
-                return done
-        done: int = start + wanted
-        if done < count:
-            raise _Again(done)
-        return done
+                return index
+        end: int = start + wanted
+        if end < count:
+            raise _Again(end)
+        return end
 
     return op
 
