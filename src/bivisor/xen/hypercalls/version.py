@@ -50,7 +50,7 @@ def _page_size(_: Call, arg: int) -> int:
 
 
 def _handle(call: Call, arg: int) -> int:
-    call.write(arg, struct.pack("<QQ", call.domain.domid, 0))
+    call.write(arg, call.domain.handle)
     return 0
 
 
