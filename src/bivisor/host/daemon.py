@@ -1,9 +1,10 @@
-"""A process in the background: the lock that says it runs, and leaving whoever started it (daemon(7))."""
+"""A process in the background: the lock that says it runs, leaving whoever started it, and its end (daemon(7))."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 from pathlib import Path
 
 from bivisor.errors import HostError
@@ -35,6 +36,25 @@ class LockFile:
     def __exit__(self, *_: object) -> None:
         self._path.unlink(missing_ok=True)
         os.close(self._fd)
+
+
+class Watched:
+    """Another process, to wait for its end (pidfd_open(2)); one that has ended already is no error."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._fd = -1
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until it has ended, `timeout` seconds at most; whether it has."""
+        if self._fd < 0:
+            return True
+        ended = bool(select.select([self._fd], [], [], timeout)[0])
+        os.close(self._fd)
+        self._fd = -1
+        return ended
 
 
 def leave_parent() -> None:

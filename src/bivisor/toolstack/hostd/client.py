@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import Any
 
 from bivisor.errors import HostError
 from bivisor.host import local_socket
+from bivisor.host.daemon import Watched
 from bivisor.toolstack.hostd import messages
 from bivisor.toolstack.hostd.messages import HostDied, LineReader
 from bivisor.toolstack.hostd.place import Place
+
+ENDING_S = 60.0
+"""How long a host has for ending once its domains are down."""
 
 
 class HostClient:
@@ -25,7 +28,6 @@ class HostClient:
         if local_socket.peer_uid(end) not in (local_socket.own_uid(), 0):
             end.close()
             raise HostError(f"{place.socket}: somebody else's program listens there")
-        self._place = place
         self._end = end
         self._reader = LineReader(end)
 
@@ -47,11 +49,6 @@ class HostClient:
         """Attach to a domain's console: the connection, which is only that from now on, and what came already."""
         self.call("console", domain=domain)
         return self._end, self._reader.rest
-
-    def wait_until_gone(self) -> None:
-        """Wait until the host's process has ended: the lock file goes last."""
-        while self._place.lock.exists():
-            time.sleep(0.01)
 
     def close(self) -> None:
         """Disconnect."""
@@ -78,6 +75,8 @@ def stop_host(place: Place, timeout: float, force: bool) -> list[str] | None:
     if not runs(place):
         return None
     with HostClient(place) as host:
+        process = Watched(int(host.call("status")["pid"]))
         destroyed = host.call("stop", timeout=timeout, force=force)["destroyed"]
-        host.wait_until_gone()
+        if not process.wait(ENDING_S):
+            raise HostError(f"the host in {place.folder} does not end: {place.log} may say why")
     return [str(name) for name in destroyed]
