@@ -50,6 +50,7 @@ class XenHost:
         self.began = time.time()
         self.loop = EventLoop(self._failed)
         self.xen = Xen()
+        self.xen.physical.khz = self.engine.tsc_khz
         self.control = Control(self.xen, self.loop)
         self.server = store.start(self.control)
         self.store = StoreClient(self.server)

@@ -49,6 +49,10 @@ class Upcall(Protocol):
     def wake(self, vcpu: int) -> None:
         """One of the ports that `vcpu` polls has become pending, masked or not. From any thread."""
 
+    def waits(self, vcpu: int) -> bool:
+        """Whether a processor waits for an event or an interrupt."""
+        return self.vcpus[vcpu].blocked or self.halts(vcpu)
+
     def block(self, vcpu: int, ports: tuple[int, ...] | None, deadline: int | None) -> None:
         """Once the hypercall has returned, let `vcpu` sleep until an event is pending (or one of `ports`, for a poll),
         or until system time `deadline` in nanoseconds."""
@@ -137,6 +141,8 @@ class Domain:
         and it does not wait for that."""
         self.cpu_time: Callable[[int], int] = lambda _: 0
         """For how many nanoseconds processor n has run."""
+        self.halts: Callable[[int], bool] = lambda _: False
+        """Whether processor n waits for an interrupt (HLT)."""
         self.send_nmi: Callable[[int], None] | None = None
         """Gives processor n a non-maskable interrupt; None where what runs the domain cannot."""
 
@@ -281,6 +287,10 @@ class Domain:
         self.state = state
         if self.runnable != ran or state is State.DYING:
             self.on_run(self.runnable)
+
+    def waits(self, vcpu: int) -> bool:
+        """Whether a processor waits for an event or an interrupt."""
+        return self.vcpus[vcpu].blocked or self.halts(vcpu)
 
     def block(self, vcpu: int, ports: tuple[int, ...] | None, deadline: int | None) -> None:
         """SCHEDOP_block and SCHEDOP_poll."""

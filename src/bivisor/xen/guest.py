@@ -57,6 +57,8 @@ class PvhGuest:
         self._timers = Timers(xen.system_time)
         self._gate = threading.Condition()
         self._stopping = self._paused = self._reported = False
+        self.sleeps: Callable[[int], bool] = lambda _: False
+        """Whether a thread of the host's waits, by its native id."""
         self.error: BaseException | None = None
         self.on_stop: Callable[[], None] = lambda: None
         """Called by a processor's thread when the domain has shut down."""
@@ -83,6 +85,7 @@ class PvhGuest:
         self.domain = domain
         domain.on_run = self._may_run
         domain.cpu_time = lambda index: self.threads[index].cpu_time()
+        domain.halts = lambda index: self.sleeps(self.threads[index].native_id)
         for vcpu in self.vcpus:
             vcpu.set_cpuid(domain_cpuid(self._engine, vcpu, len(self.vcpus), domain.domid))
             vcpu.set_msrs({_MTRR_DEF_TYPE: _MTRRS_ON_WRITE_BACK})

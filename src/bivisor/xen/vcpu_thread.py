@@ -82,6 +82,12 @@ class VcpuThread:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    @property
+    def native_id(self) -> int:
+        """The host's number of the thread while it runs guest code, which includes waiting in HLT; 0 otherwise."""
+        thread = self._thread
+        return 0 if thread is None or thread.native_id is None or not self.inside else thread.native_id
+
     def cpu_time(self) -> int:
         """For how many nanoseconds it has run."""
         thread = self._thread

@@ -24,7 +24,7 @@ _KB_PER_PAGE = PAGE // 1024
 
 
 def domain_flags(domain: Domain) -> int:
-    """The XEN_DOMINF_* of a domain; of paused, blocked and running at most one, as in Xen."""
+    """The XEN_DOMINF_* of a domain. As in Xen, one that is paused may be blocked too."""
     flags = 0
     if domain.config.flags & Cdf.HVM:
         flags |= Dominf.HVM_GUEST
@@ -38,9 +38,10 @@ def domain_flags(domain: Domain) -> int:
         flags |= Dominf.PAUSED
     if domain.shutdown_reason is not None:
         flags |= Dominf.SHUTDOWN | domain.shutdown_reason << abi.DOMINF_SHUTDOWN_SHIFT
+    elif not domain.privileged and all(map(domain.waits, domain.online)):
+        flags |= Dominf.BLOCKED
     elif domain.state is State.RUNNING:
-        waiting = all(domain.vcpus[index].blocked for index in domain.online)
-        flags |= Dominf.BLOCKED if waiting and not domain.privileged else Dominf.RUNNING
+        flags |= Dominf.RUNNING
     return int(flags)
 
 
@@ -147,11 +148,11 @@ def _check_vcpu(domain: Domain, vcpu: int) -> int:
 
 def _vcpu_info(call: Call, domain: Domain, union: bytearray) -> None:
     index = _check_vcpu(domain, abi.GETVCPUINFO.unpack_from(union)[0])
-    vcpu = domain.vcpus[index]
     online = index in domain.online
-    running = online and domain.state is State.RUNNING and not vcpu.blocked
+    blocked = domain.waits(index)
+    running = online and domain.state is State.RUNNING and not blocked
     abi.GETVCPUINFO.pack_into(
-        union, 0, index, online, vcpu.blocked, running, domain.cpu_time(index), index % call.hypervisor.physical.cpus
+        union, 0, index, online, blocked, running, domain.cpu_time(index), index % call.hypervisor.physical.cpus
     )
 
 
