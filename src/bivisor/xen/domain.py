@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from bivisor.xen.grant_table import GrantTable
 
 
-
 MAX_PAUSES = 255
 """How often a domain can be paused at the same time (a count that Xen keeps in one byte)."""
 

@@ -84,7 +84,6 @@ def test_a_domain_is_created_paused_and_lives_through_all_states(host: Host) -> 
     host.domains.pause(domid)
     assert host.domains.info(domid).letters == "-bp---"  # as real Xen says of a domain that was idle
     host.domains.unpause(domid)
-    host.xen.domains[domid].vcpus[0].blocked = False
     host.xen.shutdown(host.xen.domains[domid], ShutdownReason.SUSPEND)
     info = host.domains.info(domid)
     assert (info.letters, info.shutdown_reason) == ("---s--", ShutdownReason.SUSPEND)
