@@ -24,6 +24,8 @@ _CONTROL = struct.Struct("<5Q")  # mode, wanted, done, count, played
 MAX_CALLS = (SCRATCH - TABLE) // ENTRY.size
 _MASK = (1 << 64) - 1
 PATIENCE_S = 20.0
+LOAD, STORE = -2, -3
+"""In place of a hypercall's number: the guest's own access to memory."""
 
 Ask = tuple[int, ...]
 """The number of a hypercall and its arguments."""
@@ -101,6 +103,14 @@ class Player:
     def call(self, nr: int, *arguments: int) -> int:
         """Let it make one hypercall."""
         return self.play([(nr, *arguments)])[0]
+
+    def load(self, address: int) -> int:
+        """The eight bytes that the guest itself finds at `address`."""
+        return self.call(LOAD, address) & _MASK
+
+    def store(self, address: int, value: int) -> None:
+        """Let the guest itself store eight bytes."""
+        self.call(STORE, address, value)
 
     def ask(self, nr: int, cmd: int, structure: bytes, *more: int) -> tuple[int, bytes]:
         """A hypercall of the form (cmd, pointer to a structure, …): its result, and the structure afterwards."""

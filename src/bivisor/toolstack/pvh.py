@@ -10,9 +10,10 @@ from bivisor.abi.xen import xen as abi
 from bivisor.cpu.contract import Engine
 from bivisor.dom0.control import Control
 from bivisor.host.falloc import punch_hole
+from bivisor.host.threads import sleeps
 from bivisor.memory import PAGE, GuestMemory
 from bivisor.platform.acpi import build_reduced_tables
-from bivisor.xen.domain import Domain
+from bivisor.xen.domain import Domain, State
 from bivisor.xen.guest import PvhGuest
 
 _SPECIAL_PAGES = 4
@@ -41,6 +42,7 @@ class PvhDomain:
             ram = GuestMemory(memory, name="bivisor-domu")
             undo.callback(ram.close)
             self.guest = PvhGuest(control.xen, engine, ram, punch_hole, vcpus)
+            self.guest.sleeps = sleeps
             self.domain: Domain = control.xen.create_domain(ram, upcall=self.guest, vcpus=vcpus)
             self.domid = self.domain.domid
             self.guest.attach(self.domain)
@@ -82,9 +84,15 @@ class PvhDomain:
         self.guest.start()
 
     def close(self) -> None:
-        """Stop it, destroy the domain and give back its memory."""
+        """Stop it, destroy the domain and give back its memory, when nobody has any of it mapped any more."""
         self.guest.stop()
-        self.control.xen.destroy(self.domain)
+        xen = self.control.xen
+        with xen.lock:
+            xen.destroy(self.domain)
+            if self.domain.state is not State.GONE:
+                # The last who lets go does so in a hypercall, with the lock held; what is to be closed takes it too.
+                self.domain.on_gone.append(lambda _: xen.call_later(0, self.guest.close))
+                return
         self.guest.close()
 
 

@@ -88,9 +88,14 @@ alone:  call    play
         mov     $2, %edi
         push    $0
         mov     %rsp, %rsi
-        vmmcall
+        call    hypercall
 4:      hlt
         jmp     4b
+
+        .align  16
+hypercall:                              # a function of its own, as in a kernel
+        vmmcall
+        ret
 
 play:   mov     $TABLE, %ebx
         mov     COUNT, %r12
@@ -104,13 +109,21 @@ play:   mov     $TABLE, %ebx
         mov     32(%rbx), %r10
         mov     40(%rbx), %r8
         mov     48(%rbx), %r9
-        vmmcall
-        mov     %rax, 56(%rbx)
+        cmp     $-2, %rax               # not a hypercall: load from, or store to, the address of the first argument
+        je      11f
+        cmp     $-3, %rax
+        je      12f
+        call    hypercall
+13:     mov     %rax, 56(%rbx)
         add     $ENTRY, %rbx
         inc     %r13
         mov     %r13, PLAYED
         jmp     5b
 6:      ret
+11:     mov     (%rdi), %rax
+        jmp     13b
+12:     mov     %rsi, (%rdi)
+        jmp     13b
 
 print:  mov     $TABLE, %ebx
         xor     %r13d, %r13d
