@@ -48,10 +48,6 @@ class Upcall(Protocol):
     def wake(self, vcpu: int) -> None:
         """One of the ports that `vcpu` polls has become pending, masked or not. From any thread."""
 
-    def waits(self, vcpu: int) -> bool:
-        """Whether a processor waits for an event or an interrupt."""
-        return self.vcpus[vcpu].blocked or self.halts(vcpu)
-
     def block(self, vcpu: int, ports: tuple[int, ...] | None, deadline: int | None) -> None:
         """Once the hypercall has returned, let `vcpu` sleep until an event is pending (or one of `ports`, for a poll),
         or until system time `deadline` in nanoseconds."""
