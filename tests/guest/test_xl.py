@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,3 +189,40 @@ def test_a_host_that_is_stopped_leaves_nothing_behind(person: Person) -> None:
     assert list(person.state.iterdir()) == []
     assert not Path(f"/proc/{pid}/maps").exists() or not Path(f"/proc/{pid}/maps").read_bytes()  # gone, or not reaped
     assert person.run("host", "status", status=1) == "not running\n"
+
+
+def test_a_host_that_was_killed_is_no_obstacle_for_the_next(person: Person) -> None:
+    person.run("host", "start", "--engine", "soft")
+    os.kill(person.pid, signal.SIGKILL)
+    person.until(lambda: person.run("host", "status", status=None) == "not running\n", "the host is still there")
+    assert (person.state / "host.sock").exists()
+    person.xl("list", status=2)
+    assert "no host runs in" in person.errors
+    person.run("host", "start", "--engine", "soft")
+    os.kill(pid := person.pid, signal.SIGTERM)
+    person.until(lambda: not list(person.state.iterdir()), f"process {pid} leaves {list(person.state.iterdir())}")
+
+
+def test_commands_that_come_at_once_start_one_host(person: Person) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bivisor", "xl", "create", f"name=d{number}", "memory=64", "-p"],
+            env=person.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    told = [process.communicate(timeout=60)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], told
+    assert sum("started one" in words for words in told) == 1
+    assert sorted(person.names()) == ["d0", "d1", "d2"]
+
+
+def test_a_host_that_cannot_run_says_why(person: Person, tmp_path: Path) -> None:
+    person.run("host", "start", "--engine", "nope", status=2)
+    assert person.errors == "bivisor: engine 'nope': there are auto, kvm and soft\n"
+    person.state.chmod(0o755)
+    person.run("host", "start", status=2)
+    assert "is open to others: chmod 700 it" in person.errors
+    person.state.chmod(0o700)

@@ -38,6 +38,21 @@ class LockFile:
         os.close(self._fd)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether some process has that file locked."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 class Watched:
     """Another process, to wait for its end (pidfd_open(2)); one that has ended already is no error."""
 

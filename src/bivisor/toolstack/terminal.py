@@ -5,13 +5,12 @@ The console is /dev/hvc0 of virtio, or COM1 (`bivisor.toolstack.session` says wh
 
 from __future__ import annotations
 
-import os
-
 from bivisor.host.loop import Callback, Loop
 from bivisor.host.tty import FdStream, terminal_size
 from bivisor.kvm import VirtualMachine
 from bivisor.platform.virtio.console import Port, VirtioConsole
 from bivisor.toolstack.session import Log, drain
+from bivisor.toolstack.words import terminal_words
 
 TYPED_AHEAD = 64 << 10
 END_OF_FILE = b"\x04"
@@ -48,11 +47,8 @@ class TerminalSession:
 
     def words(self) -> str:
         """See `Session.words`. The last console named is the one that the shell is on."""
-        term = os.environ.get("TERM", "")
-        known = f" bivisor.term={term}" if term.isascii() and term and not term.split()[1:] else ""
-        columns, rows = self._size
         also = " console=hvc0" if self.virtio else ""
-        return f"console=ttyS0{also} bivisor.size={rows}x{columns}{known}"
+        return f"console=ttyS0{also} {terminal_words(self._size)}"
 
     def connect(self, vm: VirtualMachine) -> None:
         """See `Session.connect`."""

@@ -20,7 +20,7 @@ from bivisor.dom0.control import Control
 from bivisor.dom0.xenstore.client import StoreClient
 from bivisor.errors import UsageError
 from bivisor.host.loop import EventLoop
-from bivisor.image import default_guest, quiet
+from bivisor.image import ProgressFactory, default_guest, quiet
 from bivisor.image.place import default_root
 from bivisor.toolstack import domnodes
 from bivisor.toolstack.domu import DomU
@@ -211,10 +211,11 @@ class XenHost:
         self.close()
 
 
-def with_kernel(config: DomainConfig) -> DomainConfig:
-    """`config`, with the default guest where it names no kernel. HostError where none can be had."""
+def with_kernel(config: DomainConfig, also: str = "", progress: ProgressFactory = quiet) -> DomainConfig:
+    """`config` with the default guest where it names no kernel, which is told `also`. HostError."""
     if config.kernel is not None:
         return config
-    guest = default_guest(quiet)
-    words = config.cmdline if "console=" in config.cmdline else f"{DEFAULT_CMDLINE} {config.cmdline}".rstrip()
+    guest = default_guest(progress)
+    usual = "" if "console=" in config.cmdline else DEFAULT_CMDLINE
+    words = " ".join(filter(None, (usual, also, config.cmdline)))
     return replace(config, kernel=guest.kernel, ramdisk=config.ramdisk or guest.initrd, cmdline=words)

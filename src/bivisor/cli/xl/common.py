@@ -18,10 +18,10 @@ def connect(*, start: bool = False) -> HostClient:
     options = click.get_current_context().obj
     place = place_of(options["state"])
     if start and options["start"] and not runs(place):
-        from bivisor.toolstack.hostd.spawn import spawn
+        from bivisor.toolstack.hostd.spawn import ensure
 
-        spawn(place, "auto")
-        say(f"no host was running: started one in {place.folder} (`bivisor host stop` ends it)")
+        if ensure(place, "auto"):
+            say(f"no host was running: started one in {place.folder} (`bivisor host stop` ends it)")
     return HostClient(place)
 
 

@@ -57,7 +57,7 @@ def create(
         raise UsageError("-V: a PVH domain has no display to view")
     if stays:
         raise UsageError("-e: the host watches over its domains; nothing waits in the background")
-    config = _read(words, file, quiet)
+    config = _read(words, file, quiet, terminal=attaches)
     if dry or debug:
         click.echo(json.dumps(config.to_json(), indent=4), err=not dry)
         if dry:
@@ -84,9 +84,13 @@ def _create_attached(host: object, config: DomainConfig, paused: bool, quiet: bo
     attach(host, str(made["domid"]), quiet=quiet)
 
 
-def _read(words: tuple[str, ...], file: str | None, quiet: bool) -> DomainConfig:
-    """The configuration that the command line names, with the default guest filled in."""
+def _read(words: tuple[str, ...], file: str | None, quiet: bool, terminal: bool = False) -> DomainConfig:
+    """The configuration that the command line names, with the default guest filled in; for whom there is a `terminal`
+    that guest is told of it."""
     from bivisor.errors import UsageError
+    from bivisor.image import on_stderr
+    from bivisor.image import quiet as silent
+    from bivisor.toolstack.hostd.attach import own_terminal
     from bivisor.toolstack.xenhost import with_kernel
     from bivisor.toolstack.xlconfig import read_config
 
@@ -99,7 +103,7 @@ def _read(words: tuple[str, ...], file: str | None, quiet: bool) -> DomainConfig
     if not quiet:
         for warning in parsed.warnings:
             say(warning)
-    return with_kernel(parsed.config)
+    return with_kernel(parsed.config, own_terminal() if terminal else "", silent if quiet else on_stderr)
 
 
 @click.command("config-update", epilog="\b\nExample:\n  bivisor xl config-update demo demo.cfg memory=512\n")

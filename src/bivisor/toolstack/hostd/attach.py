@@ -7,8 +7,9 @@ import select
 import socket
 import sys
 
-from bivisor.host.tty import LEAVE, raw_terminal
+from bivisor.host.tty import LEAVE, raw_terminal, terminal_size
 from bivisor.toolstack.hostd.client import HostClient
+from bivisor.toolstack.words import terminal_words
 
 _PIECE = 1 << 16
 
@@ -25,6 +26,12 @@ def attach(host: HostClient, domain: str, *, quiet: bool = False) -> bool:
     with raw_terminal(0):
         _write(first)
         return _carry(end, is_terminal)
+
+
+def own_terminal() -> str:
+    """What the default guest has to know of the terminal that this process is on; "" where it is on none."""
+    size = terminal_size(1)
+    return terminal_words(size) if size is not None else ""
 
 
 def _carry(end: socket.socket, is_terminal: bool) -> bool:

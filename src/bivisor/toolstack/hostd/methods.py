@@ -112,13 +112,16 @@ class Methods:
     # ---------------------------------------------------------------- life
 
     def create(self, peer: Peer, config: dict[str, Any], paused: bool = False) -> dict[str, Any]:
-        """A domain of this configuration."""
-        del peer
+        """A domain of this configuration, unless who wants it has gone meanwhile."""
         if self._stopping:
             raise UsageError("the host is about to stop")
         wanted = DomainConfig.from_json(config).completed()
         log = LogFile(self._place.console_log(wanted.name))
-        domain = self._host.create_from(wanted, feed=Feed(log.write, log.close), paused=paused, records=False)
+        domain = self._host.create_from(wanted, feed=Feed(log.write, log.close), paused=True, records=False)
+        if peer.is_gone():
+            domain.destroy()
+        elif not paused:
+            domain.unpause()
         return {"domid": domain.domid, "name": domain.name}
 
     def destroy(self, peer: Peer, domain: str) -> None:

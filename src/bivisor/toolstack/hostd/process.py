@@ -14,6 +14,7 @@ from bivisor.dom0.xenstore.socket_server import SocketServer
 from bivisor.errors import BivisorError, HostError
 from bivisor.host.daemon import LockFile, leave_parent
 from bivisor.host.local_socket import private_folder
+from bivisor.host.logfile import LogFile
 from bivisor.toolstack.hostd.methods import Methods
 from bivisor.toolstack.hostd.place import Place
 from bivisor.toolstack.hostd.server import RpcServer
@@ -75,7 +76,8 @@ def _remove_logs(place: Place) -> None:
     for file in place.consoles.glob("guest-*.log*"):
         file.unlink(missing_ok=True)
     place.consoles.rmdir()
-    place.log.unlink(missing_ok=True)
+    for file in place.folder.glob("host.log*"):
+        file.unlink(missing_ok=True)
 
 
 def _tell(ready: int, words: bytes) -> None:
@@ -87,10 +89,25 @@ def _tell(ready: int, words: bytes) -> None:
             pass
 
 
-def log_to_stderr() -> None:
-    """Log lines on standard error, which is the log file of a host in the background."""
+class _Bounded(logging.Handler):
+    """Log lines to a file that does not grow without bound, whatever guests do to be mentioned in it."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__()
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._file.write(self.format(record).encode(errors="replace") + b"\n")
+
+
+def start_logging(handler: logging.Handler) -> None:
+    """Log lines with their time to `handler`."""
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%Y-%m-%d %H:%M:%S", force=True
+        level=logging.INFO,
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        handlers=[handler],
+        force=True,
     )
 
 
@@ -106,8 +123,8 @@ def follow_folder(folder: Path) -> None:
 def run(place: Place, engine: str, *, ready: int = -1, detach: bool = False) -> None:
     """`serve`, as a process that does nothing else; with `detach`, one that nobody waits for."""
     os.umask(0o077)
-    log_to_stderr()
     if detach:
         leave_parent()
         follow_folder(place.folder)
+    start_logging(_Bounded(LogFile(place.log)) if detach else logging.StreamHandler())
     serve(place, engine, ready)

@@ -5,12 +5,34 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 from bivisor.errors import HostError
+from bivisor.host.daemon import is_locked
 from bivisor.host.local_socket import private_folder
 from bivisor.host.logfile import LogFile
+from bivisor.toolstack.hostd.client import runs
 from bivisor.toolstack.hostd.place import Place
 from bivisor.toolstack.hostd.process import READY
+
+STARTING_S = 30.0
+"""How long another may take to start a host."""
+
+
+def ensure(place: Place, engine: str) -> bool:
+    """Start a host in `place` unless one runs; whether it was us. Where others start one now, it is waited for."""
+    try:
+        spawn(place, engine)
+    except HostError:
+        deadline = time.monotonic() + STARTING_S
+        while is_locked(place.lock):
+            if runs(place):
+                return False
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        raise
+    return True
 
 
 def spawn(place: Place, engine: str) -> None:
