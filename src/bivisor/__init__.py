@@ -7,6 +7,11 @@
         guest.wait_for("# ")
         guest.send("poweroff\\n")
         print(guest.wait())                     # an Outcome: the guest powered off
+    with bivisor.XenHost() as host:
+        domain = host.create("demo")            # a DomU: the default guest as a PVH domain
+        domain.wait_for("# ")
+        domain.shutdown()
+        print(domain.wait())                    # a ShutdownReason: 0
 
 `VirtualMachine` is the machine underneath. A name is imported when it is first used, so importing this costs nothing.
 """
@@ -16,15 +21,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bivisor.errors import BivisorError, EngineError, HostError, ImageError, UsageError
+    from bivisor.errors import BivisorError, EngineError, GuestTimeout, HostError, ImageError, UsageError
     from bivisor.kvm import End, Outcome, VirtualMachine
-    from bivisor.toolstack.api import CompletedRun, Guest, GuestTimeout, run
+    from bivisor.toolstack.api import CompletedRun, Guest, run
+    from bivisor.toolstack.domu import DomU
+    from bivisor.toolstack.xenhost import XenHost
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BivisorError",
     "CompletedRun",
+    "DomU",
     "End",
     "EngineError",
     "Guest",
@@ -34,13 +42,18 @@ __all__ = [
     "Outcome",
     "UsageError",
     "VirtualMachine",
+    "XenHost",
     "run",
 ]
 
 _PLACES = {
-    **dict.fromkeys(("BivisorError", "EngineError", "HostError", "ImageError", "UsageError"), "bivisor.errors"),
+    **dict.fromkeys(
+        ("BivisorError", "EngineError", "GuestTimeout", "HostError", "ImageError", "UsageError"), "bivisor.errors"
+    ),
     **dict.fromkeys(("End", "Outcome", "VirtualMachine"), "bivisor.kvm"),
-    **dict.fromkeys(("CompletedRun", "Guest", "GuestTimeout", "run"), "bivisor.toolstack.api"),
+    **dict.fromkeys(("CompletedRun", "Guest", "run"), "bivisor.toolstack.api"),
+    "DomU": "bivisor.toolstack.domu",
+    "XenHost": "bivisor.toolstack.xenhost",
 }
 
 

@@ -35,6 +35,10 @@ class GuestMemoryError(BivisorError):
     """Guest memory cannot be made, mapped or given back."""
 
 
+class GuestTimeout(BivisorError):
+    """A guest did not do in time what was waited for."""
+
+
 class GuestAddressError(BivisorError):
     """A guest named guest-physical memory that is not there. Devices catch it; it never ends the host."""
 

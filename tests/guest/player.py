@@ -70,7 +70,7 @@ class Player:
     """A running guest to which a test dictates."""
 
     def __init__(self, host: XenHost, image: Path, name: str = "hostile", memory: int = MEMORY) -> None:
-        self.unit: DomU = host.create(name, image, memory=memory)
+        self.unit: DomU = host.create(name, image, memory=memory >> 20)
         self.domain: Domain = host.xen.domains[self.unit.domid]
         self.domid = self.domain.domid
         self.memory = self.domain.memory

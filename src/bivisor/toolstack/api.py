@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypedDict, Unpack
 
-from bivisor.errors import BivisorError
+from bivisor.errors import GuestTimeout
 from bivisor.host.memstream import MemoryStream
 from bivisor.image import quiet
 from bivisor.kvm import Outcome, VirtualMachine
@@ -51,10 +51,6 @@ class CompletedRun:
     stderr: bytes
     outcome: Outcome
     log: str
-
-
-class GuestTimeout(BivisorError):
-    """The guest did not do in time what was waited for."""
 
 
 def run(

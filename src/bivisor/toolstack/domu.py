@@ -11,7 +11,7 @@ from uuid import UUID
 from bivisor.abi.xen.xen import ShutdownReason
 from bivisor.boot import Cache
 from bivisor.dom0.console import Console
-from bivisor.errors import BivisorError, UsageError
+from bivisor.errors import GuestTimeout, UsageError
 from bivisor.toolstack import domnodes
 from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.pvh import PvhDomain
@@ -27,10 +27,6 @@ ORDERS = ("poweroff", "reboot", "halt", "suspend")
 KIB = 1 << 10
 _SLACK_KIB = 1024
 """What a domain may have beyond its target, as libxl grants it (LIBXL_MAXMEM_CONSTANT)."""
-
-
-class DomUTimeout(BivisorError):
-    """The domain did not do in time what was waited for."""
 
 
 class DomU:
@@ -212,7 +208,7 @@ class DomU:
     def wait_for(self, words: bytes | str, timeout: float = 60.0) -> bytes:
         """Wait until it says `words`, and give what it said since the last such call, up to and with them.
 
-        DomUTimeout after `timeout` seconds, or when the domain ends without having said them.
+        GuestTimeout after `timeout` seconds, or when the domain ends without having said them.
         """
         wanted = words.encode() if isinstance(words, str) else words
         deadline = time.monotonic() + timeout
@@ -222,7 +218,7 @@ class DomU:
                 if left <= 0 or self.stopped.is_set():
                     rest = bytes(self._said[self._seen :])[-200:]
                     why = "ended" if self.stopped.is_set() else f"ran for {timeout:g} s"
-                    raise DomUTimeout(f"{self.name} {why} without saying {wanted!r}; it ended with {rest!r}")
+                    raise GuestTimeout(f"{self.name} {why} without saying {wanted!r}; it ended with {rest!r}")
                 self._news.wait(left)
             start, self._seen = self._seen, at + len(wanted)
             return bytes(self._said[start : self._seen])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,25 +25,25 @@ from bivisor.image.place import default_root
 from bivisor.toolstack import domnodes
 from bivisor.toolstack.domu import DomU
 from bivisor.toolstack.feed import Feed
+from bivisor.toolstack.options import parse_memory
 from bivisor.toolstack.xenblk import Disks
 from bivisor.toolstack.xennet import Networks
-from bivisor.toolstack.xlconfig import Action, DomainConfig
+from bivisor.toolstack.xlconfig import Action, DiskSpec, DomainConfig, VifSpec
 from bivisor.toolstack.xlconfig.config import check_name
 from bivisor.xen.domain import State
 from bivisor.xen.hypervisor import Xen
 
-MIB = 1 << 20
 DEFAULT_CMDLINE = "console=hvc0 panic=-1"
 _log = logging.getLogger(__name__)
 
 
 class XenHost:
-    """Hypervisor and Dom0. `with` closes it, and with it every domain.
+    """Hypervisor and Dom0. `with` closes it, and with it every domain. `engine` is one, or "auto", "kvm" or "soft".
 
     `on_end(domain, reason)` is called in the loop's thread when a domain has shut down; it must not wait.
     """
 
-    def __init__(self, engine: Engine | str = "soft") -> None:
+    def __init__(self, engine: Engine | str = "auto") -> None:
         self._owns_engine = isinstance(engine, str)
         self.engine, self.why = open_engine(engine) if isinstance(engine, str) else (engine, "")
         self.error: BaseException | None = None
@@ -89,26 +89,33 @@ class XenHost:
     def create(
         self,
         name: str,
-        kernel: Path | None = None,
+        kernel: str | Path | None = None,
         *,
-        memory: int = 256 * MIB,
-        initrd: Path | None = None,
+        memory: str | int = 256,
+        vcpus: int = 1,
+        initrd: str | Path | None = None,
         cmdline: str = DEFAULT_CMDLINE,
+        disks: Iterable[str | DiskSpec] = (),
+        vifs: Iterable[str | VifSpec] = (),
         console: Callable[[bytes], None] | None = None,
         cache: boot.Cache | None = None,
         paused: bool = False,
     ) -> DomU:
         """A running PVH domain; without `kernel`, the default guest. `console` gets what it writes to its console.
 
-        When it has shut down it is kept until it is destroyed. `memory` is in bytes. UsageError, ImageError.
+        `memory` is in MiB, or a text with a unit ("2G"); `disks` and `vifs` are as in xl.cfg(5). When the domain
+        has shut down it is kept until it is destroyed. UsageError, ImageError, HostError.
         """
-        keep = Action.PRESERVE
+        keep, here = Action.PRESERVE, Path.cwd()
         config = DomainConfig(
             name=name,
-            kernel=kernel,
-            ramdisk=initrd,
+            kernel=None if kernel is None else Path(kernel),
+            ramdisk=None if initrd is None else Path(initrd),
             cmdline=cmdline,
-            memory=memory,
+            memory=parse_memory(memory),
+            vcpus=vcpus,
+            disks=tuple((DiskSpec.parse(each) if isinstance(each, str) else each).absolute(here) for each in disks),
+            vifs=tuple(VifSpec.parse(each) if isinstance(each, str) else each for each in vifs),
             on_poweroff=keep,
             on_reboot=keep,
             on_crash=keep,
