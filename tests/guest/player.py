@@ -24,8 +24,8 @@ _CONTROL = struct.Struct("<5Q")  # mode, wanted, done, count, played
 MAX_CALLS = (SCRATCH - TABLE) // ENTRY.size
 _MASK = (1 << 64) - 1
 PATIENCE_S = 20.0
-LOAD, STORE = -2, -3
-"""In place of a hypercall's number: the guest's own access to memory."""
+LOAD, STORE, CALL = -2, -3, -4
+"""In place of a hypercall's number: the guest's own access to memory, or a call of its own code."""
 
 Ask = tuple[int, ...]
 """The number of a hypercall and its arguments."""
@@ -58,6 +58,17 @@ def build(folder: Path, table: bytes = b"", count: int = 0, *, alone: bool = Fal
     return image
 
 
+def assembled(folder: Path, text: str) -> bytes:
+    """The machine code of `text`, in 64-bit mode and at no address in particular."""
+    if not (shutil.which("as") and shutil.which("objcopy")):
+        pytest.skip("binutils (as, objcopy) are not installed")
+    source, object_, code = (folder / f"code.{kind}" for kind in ("S", "o", "bin"))
+    source.write_text(f".code64\n{text}\n")
+    subprocess.run(["as", source, "-o", object_], check=True, timeout=30)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", object_, code], check=True, timeout=30)
+    return code.read_bytes()
+
+
 class Ended(Exception):
     """The guest is not there any more, or does not answer; `played` is how many calls it made."""
 
@@ -84,13 +95,21 @@ class Player:
         """What the guest has there."""
         return self.memory.read(address, length)
 
-    def play(self, calls: Sequence[Ask], patience: float = PATIENCE_S) -> list[int]:
-        """Let it make these hypercalls; their results. `Ended` where it does not get to the end."""
+    def begin(self, calls: Sequence[Ask]) -> None:
+        """Let it make these hypercalls, and do not wait."""
         assert len(calls) <= MAX_CALLS
         self._wanted += 1
         self.memory.write(TABLE, entries(calls))
         self.memory.write(CONTROL + 24, struct.pack("<QQ", len(calls), 0))
         self.memory.write(CONTROL + 8, struct.pack("<Q", self._wanted))
+
+    def play(self, calls: Sequence[Ask], patience: float = PATIENCE_S) -> list[int]:
+        """Let it make these hypercalls; their results. `Ended` where it does not get to the end."""
+        self.begin(calls)
+        return self.finish(len(calls), patience)
+
+    def finish(self, count: int, patience: float = PATIENCE_S) -> list[int]:
+        """Wait for the end of what `begin` began: the results. `Ended` where it does not get there."""
         deadline, pause = time.monotonic() + patience, 0.0001
         while self.memory.read_u64(CONTROL + 16) != self._wanted:
             if time.monotonic() > deadline or not self.domain.runnable:
@@ -98,7 +117,7 @@ class Player:
             time.sleep(pause)
             pause = min(2 * pause, 0.005)
         size = ENTRY.size
-        return [signed(self.memory.read_u64(TABLE + size * i + 56)) for i in range(len(calls))]
+        return [signed(self.memory.read_u64(TABLE + size * i + 56)) for i in range(count)]
 
     def call(self, nr: int, *arguments: int) -> int:
         """Let it make one hypercall."""

@@ -15,8 +15,10 @@ from bivisor.abi.xen.xen import DOMID_SELF, Hypercall, MemoryOp
 from bivisor.errors import HostError
 from bivisor.toolstack.xenhost import XenHost
 from bivisor.xen.domain import State
+from bivisor.xen.errors import GrantError
+from bivisor.xen.grant_ops import map_grant_ref, unmap_grant_ref
 
-from .player import SCRATCH, Player, build
+from .player import CALL, SCRATCH, Player, assembled, build
 
 pytestmark = pytest.mark.guest
 
@@ -135,3 +137,43 @@ def test_a_mapper_that_dies_lets_go(pair: Pair) -> None:
     pair.mapper.unit.destroy()
     assert pair.mapper.domain.state is State.GONE
     assert pair.entry(REF) & 0xFFFF == abi.GTF_PERMIT_ACCESS
+
+
+GRANT_AND_REVOKE = """
+again:  movl    ${granted}, {entry}
+        mov     $200, %ecx
+delay:  dec     %ecx
+        jnz     delay
+busy:   mov     {entry}, %eax
+        test    $0x18, %al
+        jnz     busy
+        xor     %edx, %edx
+        lock cmpxchg %edx, {entry}
+        jnz     busy
+        cmpq    $0, {stop}
+        je      again
+        ret
+"""
+"""What a kernel does to end foreign access, over and over: give the entry back if nobody has it mapped."""
+
+
+@pytest.mark.parametrize("pair", ["soft"], indirect=True)
+def test_what_is_mapped_while_the_granter_revokes_is_either_mapped_or_revoked(pair: Pair, tmp_path: Path) -> None:
+    granter = pair.granter
+    entry, stop = TABLE_GFN * PAGE + 8 * REF, 0x610_000
+    dom0 = pair.host.control.domain
+    code = GRANT_AND_REVOKE.format(granted=abi.GTF_PERMIT_ACCESS | dom0.domid << 16, entry=entry, stop=stop)
+    granter.write(0x600_000, assembled(tmp_path, code))
+    pair.grant(REF, SHARED)
+    granter.begin([(CALL, 0x600_000)])
+    mapped = 0
+    while mapped < 4000:  # without a handshake about one in a thousand is both
+        try:
+            mapping = map_grant_ref(dom0, granter.domid, REF)
+        except GrantError:
+            continue
+        mapped += 1
+        assert granter.memory.read_u16(entry) & (abi.GTF_READING | abi.GTF_WRITING), f"revoked and mapped: {mapped}"
+        unmap_grant_ref(dom0, mapping.handle)
+    granter.write(stop, b"\1")
+    granter.finish(1)

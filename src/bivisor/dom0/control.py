@@ -16,7 +16,6 @@ from bivisor.host.loop import Loop
 from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen import grant_ops
 from bivisor.xen.call import Call, Identity
-from bivisor.xen.errors import GrantError
 from bivisor.xen.hypervisor import Xen
 from bivisor.xen.maptrack import Mapping
 from bivisor.xen.table import hypercall
@@ -107,15 +106,7 @@ class Control:
 
         The `view` of each is the domain's own frame. Slices of it have to go before `unmap_grants`.
         """
-        mapped: list[Mapping] = []
-        with self.xen.lock:
-            try:
-                for ref in refs:
-                    mapped.append(grant_ops.map_grant_ref(self.domain, domid, ref, readonly=readonly))
-            except GrantError:
-                self.unmap_grants(mapped)
-                raise
-        return mapped
+        return grant_ops.map_grant_refs(self.domain, domid, refs, readonly=readonly)
 
     def unmap_grants(self, mappings: Iterable[Mapping]) -> None:
         """GNTTABOP_unmap_grant_ref for each; what was written through their views is told."""

@@ -138,6 +138,9 @@ class Domain:
         """For how many nanoseconds processor n has run."""
         self.halts: Callable[[int], bool] = lambda _: False
         """Whether processor n waits for an interrupt (HLT)."""
+        self.quiesce: Callable[[], None] | None = None
+        """Returns once each processor has been between two instructions since it was called. Only for an engine that
+        carries out a guest's locked instructions in several steps; called with the hypervisor's lock held."""
         self.send_nmi: Callable[[int], None] | None = None
         """Gives processor n a non-maskable interrupt; None where what runs the domain cannot."""
 

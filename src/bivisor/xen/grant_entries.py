@@ -67,6 +67,9 @@ class Entries(Protocol):
         what was agreed holds. `mapping` admits grants of whole frames only. GrantError(GENERAL_ERROR).
         """
 
+    def stands(self, ref: int, *, readonly: bool) -> bool:
+        """Whether a pinned entry grants anything still: its guest has not taken it back while it was being pinned."""
+
     def unpin(self, ref: int, bits: int) -> None:
         """Clear `bits` of GTF_reading and GTF_writing."""
 
@@ -121,6 +124,12 @@ class EntriesV1:
                 return
             word = found
         raise GrantError(GrantStatus.GENERAL_ERROR)
+
+    def stands(self, ref: int, *, readonly: bool) -> bool:
+        """See `Entries.stands`."""
+        word = self._shared[ref >> 9].words[2 * (ref & 511)]
+        bits = abi.GTF_READING if readonly else _BOTH
+        return word & bits == bits and word & abi.GTF_TYPE_MASK == _ACCESS
 
     def unpin(self, ref: int, bits: int) -> None:
         """See `Entries.unpin`. Unconditional, so that a guest which keeps changing the entry cannot prevent it."""
@@ -186,6 +195,11 @@ class EntriesV2:
                 raise GrantError(GrantStatus.GENERAL_ERROR)
         if not readonly and word & abi.GTF_READONLY:
             raise GrantError(GrantStatus.GENERAL_ERROR)
+
+    def stands(self, ref: int, *, readonly: bool) -> bool:
+        """See `Entries.stands`."""
+        word = self._shared[ref >> 8].words[4 * (ref & 255)]
+        return word & abi.GTF_TYPE_MASK != abi.GTF_INVALID and (readonly or not word & abi.GTF_READONLY)
 
     def unpin(self, ref: int, bits: int) -> None:
         """See `Entries.unpin`."""

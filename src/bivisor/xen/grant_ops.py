@@ -6,6 +6,7 @@ hypercall's decoder (`hypercalls/grant_table.py`) calls them. GrantError says wi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bivisor.abi.xen.grant_table import GrantStatus
@@ -23,26 +24,61 @@ def map_grant_ref(mapper: Domain, domid: int, ref: int, *, readonly: bool = Fals
     GrantError: BAD_DOMAIN, BAD_GNTREF, BAD_PAGE (the granter has no such frame), NO_SPACE (no handle left), or
     GENERAL_ERROR (the entry does not grant that to `mapper`, or it cannot be mapped there).
     """
+    with mapper.grants.domains.lock:
+        mapping = _map(mapper, domid, ref, readonly, gfn)
+        _settle(mapper, domid, [mapping])
+        return mapping
+
+
+def map_grant_refs(mapper: Domain, domid: int, refs: Iterable[int], *, readonly: bool = False) -> list[Mapping]:
+    """Map all of `refs` of domain `domid` for a mapper that uses the views, or none. GrantError as above."""
+    mapped: list[Mapping] = []
+    with mapper.grants.domains.lock:
+        try:
+            for ref in refs:
+                mapped.append(_map(mapper, domid, ref, readonly, None))
+        except GrantError:
+            _undo(mapper, mapped)
+            raise
+        _settle(mapper, domid, mapped)
+    return mapped
+
+
+def _map(mapper: Domain, domid: int, ref: int, readonly: bool, gfn: int | None) -> Mapping:
     table = mapper.grants
     domains = table.domains
-    with domains.lock:
-        if mapper.state is State.DYING or mapper.state is State.GONE:  # nobody would unmap it
-            raise GrantError(GrantStatus.GENERAL_ERROR)
-        table.maptrack.check_room()
-        granter = live(domains, domid)
-        active = granter.grants.pin(ref, mapper.domid, readonly=readonly)
-        view = active.view.toreadonly() if readonly else active.view[:]
-        if gfn is not None:
-            try:
-                domains.map_frame(mapper, gfn, granter, active.gfn, readonly=readonly)
-            except XenError:
-                view.release()
-                granter.grants.unpin(ref, readonly=readonly)
-                raise GrantError(GrantStatus.GENERAL_ERROR) from None
-        mapping = Mapping(domid, ref, view, readonly=readonly, gfn=gfn)
-        table.maptrack.add(mapping)
-        granter.references.add(mapping)
-        return mapping
+    if mapper.state is State.DYING or mapper.state is State.GONE:  # nobody would unmap it
+        raise GrantError(GrantStatus.GENERAL_ERROR)
+    table.maptrack.check_room()
+    granter = live(domains, domid)
+    active = granter.grants.pin(ref, mapper.domid, readonly=readonly)
+    view = active.view.toreadonly() if readonly else active.view[:]
+    if gfn is not None:
+        try:
+            domains.map_frame(mapper, gfn, granter, active.gfn, readonly=readonly)
+        except XenError:
+            view.release()
+            granter.grants.unpin(ref, readonly=readonly)
+            raise GrantError(GrantStatus.GENERAL_ERROR) from None
+    mapping = Mapping(domid, ref, view, readonly=readonly, gfn=gfn)
+    table.maptrack.add(mapping)
+    granter.references.add(mapping)
+    return mapping
+
+
+def _settle(mapper: Domain, domid: int, mapped: list[Mapping]) -> None:
+    """See `GrantTable.settle`; what does not stand is taken back."""
+    if mapped:
+        try:
+            mapper.grants.domains.find(domid).grants.settle([mapping.ref for mapping in mapped])
+        except GrantError:
+            _undo(mapper, mapped)
+            raise
+
+
+def _undo(mapper: Domain, mapped: list[Mapping]) -> None:
+    for mapping in mapped:
+        unmap_grant_ref(mapper, mapping.handle)
 
 
 def unmap_grant_ref(mapper: Domain, handle: int) -> None:
@@ -101,6 +137,7 @@ def copy(caller: Domain, source: GrantEnd | FrameEnd, dest: GrantEnd | FrameEnd,
         try:
             from_ = _reach(caller, source, length, held, readonly=True)
             to = _reach(caller, dest, length, held, readonly=False)
+            _check_held(caller, held)
             to.view[dest.offset : dest.offset + length] = from_.view[source.offset : source.offset + length]
             to.domain.memory.written(to.gfn * PAGE + dest.offset, length)
         finally:
@@ -151,6 +188,14 @@ def _reach(caller: Domain, end: GrantEnd | FrameEnd, length: int, held: Held, *,
                 return Window(caller, gfn, caller.own_frame(gfn))
             except XenError:
                 raise GrantError(GrantStatus.BAD_PAGE) from None
+
+
+def _check_held(caller: Domain, held: Held) -> None:
+    """A guest could copy while another takes its grant back; Dom0 is asked to copy by those who grant."""
+    if not caller.privileged:
+        for table, ref, readonly in held:
+            if table.domain is not caller:
+                table.check_held(ref, readonly=readonly)
 
 
 def _let_go(held: Held) -> None:

@@ -6,6 +6,7 @@ is in `grant_ops.py`. Everything here runs under the hypervisor's lock.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -62,7 +63,7 @@ class Window(NamedTuple):
 class Active:
     """An entry that is mapped: by whom, how often for reading and for writing, and the frame agreed on at the first."""
 
-    __slots__ = ("domid", "gfn", "readers", "view", "writers")
+    __slots__ = ("domid", "gfn", "readers", "settled", "view", "writers")
 
     def __init__(self, domid: int, gfn: int, view: memoryview) -> None:
         self.domid = domid
@@ -70,6 +71,7 @@ class Active:
         self.view = view
         self.readers = 0
         self.writers = 0
+        self.settled = False
 
 
 Held: TypeAlias = "list[tuple[GrantTable, int, bool]]"
@@ -244,11 +246,38 @@ class GrantTable:
                 raise GrantError(GrantStatus.GENERAL_ERROR)
             if not readonly and not active.writers:
                 entries.pin(ref, domid, readonly=False, pinned=True, mapping=True)
+                active.settled = False
         if readonly:
             active.readers += 1
         else:
             active.writers += 1
         return active
+
+    def settle(self, refs: Iterable[int]) -> None:
+        """After `pin` of all `refs`: make sure that their guest has not taken one back. GrantError(GENERAL_ERROR).
+
+        Where a guest's locked instructions are not atomic, a revocation that began before the entry was pinned may
+        overwrite that. Once the processors have been between two instructions it has, and can be seen.
+        """
+        quiesce = self.domain.quiesce
+        if quiesce is None:
+            return
+        fresh = {ref: active for ref in refs if not (active := self._active[ref]).settled}
+        if fresh:
+            quiesce()
+        for ref, active in fresh.items():
+            if not self._entries.stands(ref, readonly=not active.writers):
+                raise GrantError(GrantStatus.GENERAL_ERROR)
+        for active in fresh.values():
+            active.settled = True
+
+    def check_held(self, ref: int, *, readonly: bool) -> None:
+        """The same for an entry that `acquire` has pinned for a copy."""
+        quiesce = self.domain.quiesce
+        if quiesce is not None and ref not in self._active:
+            quiesce()
+            if not self._entries.stands(ref, readonly=readonly):
+                raise GrantError(GrantStatus.GENERAL_ERROR)
 
     def unpin(self, ref: int, *, readonly: bool) -> None:
         """Take back one `pin`. GTF_writing goes with the last writer, GTF_reading with the last of all."""

@@ -93,6 +93,7 @@ class PvhGuest:
         self._clock = GuestClock(self._engine.tsc_khz(), self.threads[0].tsc(), self.xen.system_time())
         if hasattr(self.vcpu, "post"):
             domain.events.defer = self.threads[0].defer
+            domain.quiesce = self.threads[0].pass_by
         for index in range(len(self.vcpus)):
             domain.write_time(index)
         self._write_wall_clock()

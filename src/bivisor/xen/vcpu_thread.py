@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _MASK = (1 << 64) - 1
 _PIT_COUNTER_2 = 0x42
 _TSC = 0x10
+_GLANCE_S = 0.0005
 
 
 class VcpuThread:
@@ -37,6 +38,8 @@ class VcpuThread:
         self.index = vcpu.index
         self.inside = False
         """Whether guest code may be running. Changed under Xen's lock."""
+        self.handling = False
+        """Whether it is in an exit's handler, so between two instructions of the guest."""
         self.down = False
         """Whether it halts with interrupts off, or has never been started."""
         self._was_here = False
@@ -105,9 +108,21 @@ class VcpuThread:
         return True
 
     def _catch_up(self) -> None:
+        was, self.handling = self.handling, True
         with self._xen.lock:
             while self._deferred:
                 self._deferred.popleft()()
+        self.handling = was
+
+    def pass_by(self) -> None:
+        """See `Domain.quiesce`."""
+        if not self.inside or self.handling:
+            return
+        passed = threading.Event()
+        self.vcpu.post(passed.set)  # type: ignore[attr-defined]
+        # It may have come out meanwhile, and wait for the lock that the caller holds.
+        while not passed.wait(_GLANCE_S) and self.inside and not self.handling:
+            pass
 
     def block(self, ports: tuple[int, ...] | None, deadline: int | None) -> None:
         """See `Upcall.block`. From its own thread, out of a hypercall."""
@@ -178,7 +193,12 @@ class VcpuThread:
 
     def _handle(self, exit_: Exit) -> bool:
         handler = self._table.get(type(exit_))
-        return handler is not None and handler(exit_)
+        if handler is None:
+            return False
+        self.handling = True
+        goes_on = handler(exit_)
+        self.handling = False
+        return goes_on
 
     def _hypercall(self, exit_: Exit) -> bool:
         assert isinstance(exit_, Hypercall)

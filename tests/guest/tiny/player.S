@@ -113,6 +113,8 @@ play:   mov     $TABLE, %ebx
         je      11f
         cmp     $-3, %rax
         je      12f
+        cmp     $-4, %rax               # or call a function
+        je      14f
         call    hypercall
 13:     mov     %rax, 56(%rbx)
         add     $ENTRY, %rbx
@@ -123,6 +125,8 @@ play:   mov     $TABLE, %ebx
 11:     mov     (%rdi), %rax
         jmp     13b
 12:     mov     %rsi, (%rdi)
+        jmp     13b
+14:     call    *%rdi
         jmp     13b
 
 print:  mov     $TABLE, %ebx

@@ -13,7 +13,7 @@ from bivisor.abi.xen.grant_table import GrantStatus
 from bivisor.memory import PAGE
 from bivisor.xen.domain import State
 from bivisor.xen.errors import GrantError, XenError
-from bivisor.xen.grant_ops import map_grant_ref, unmap_grant_ref
+from bivisor.xen.grant_ops import map_grant_ref, map_grant_refs, unmap_grant_ref
 from bivisor.xen.grant_table import PIN_LIMIT
 from bivisor.xen.hypervisor import Xen
 from bivisor.xen.maptrack import ENTRIES_PER_FRAME
@@ -310,3 +310,28 @@ def test_a_table_grows_to_its_limit_and_no_further(w: World) -> None:
     w.granter.grant(ref, w.dom0, 5)
     map_grant_ref(w.dom0.domain, w.granter.domid, ref)
     assert w.granter.pinned(ref) == PINNED
+
+
+def test_a_grant_that_is_revoked_while_it_is_being_mapped_is_not_mapped(w: World) -> None:
+    for ref in (REF, REF + 1):
+        w.granter.grant(ref, w.dom0, 5)
+    w.granter.domain.quiesce = lambda: w.granter.write_entry(REF, bytes(8 if w.granter.grants.version == 1 else 16))
+    for refs in ([REF], [REF + 1, REF]):
+        w.granter.grant(REF, w.dom0, 5)
+        with refused(GrantStatus.GENERAL_ERROR):
+            map_grant_refs(w.dom0.domain, w.granter.domid, refs)
+        assert not w.granter.grants.in_use
+        assert not w.dom0.grants.maptrack
+        assert w.granter.pinned(REF + 1) == 0
+    assert map_grant_ref(w.dom0.domain, w.granter.domid, REF + 1)
+
+
+def test_the_granter_is_asked_to_stand_still_once_for_all_that_is_mapped_for_the_first_time(w: World) -> None:
+    asked: list[None] = []
+    w.granter.domain.quiesce = lambda: asked.append(None)
+    for ref in range(8, 12):
+        w.granter.grant(ref, w.dom0, 5)
+    map_grant_refs(w.dom0.domain, w.granter.domid, range(8, 12))
+    assert len(asked) == 1
+    map_grant_ref(w.dom0.domain, w.granter.domid, 8)
+    assert len(asked) == 1
