@@ -109,11 +109,13 @@ class Player:
         return self.finish(len(calls), patience)
 
     def finish(self, count: int, patience: float = PATIENCE_S) -> list[int]:
-        """Wait for the end of what `begin` began: the results. `Ended` where it does not get there."""
-        deadline, pause = time.monotonic() + patience, 0.0001
+        """Wait for the end of what `begin` began: the results. `Ended` after `patience` seconds with no progress."""
+        deadline, pause, played = time.monotonic() + patience, 0.0001, 0
         while self.memory.read_u64(CONTROL + 16) != self._wanted:
+            if (now := self.memory.read_u64(CONTROL + 32)) != played:
+                deadline, played = time.monotonic() + patience, now
             if time.monotonic() > deadline or not self.domain.runnable:
-                raise Ended(self.memory.read_u64(CONTROL + 32))
+                raise Ended(min(self.memory.read_u64(CONTROL + 32), count))
             time.sleep(pause)
             pause = min(2 * pause, 0.005)
         size = ENTRY.size

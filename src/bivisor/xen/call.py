@@ -5,6 +5,7 @@ Guest handles are checked here and nowhere else: a handle that leaves the guest'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from bivisor.abi.xen.errno import Errno
@@ -45,9 +46,19 @@ class Identity:
 class Call:
     """The caller of the hypercall being carried out. One object for each processor, used again for each call."""
 
-    __slots__ = ("_translator", "domain", "hypervisor", "vcpu")
+    __slots__ = ("_translator", "domain", "give_way", "hypervisor", "vcpu")
 
-    def __init__(self, hypervisor: Xen, domain: Domain, vcpu: int, translator: Translator) -> None:
+    def __init__(
+        self,
+        hypervisor: Xen,
+        domain: Domain,
+        vcpu: int,
+        translator: Translator,
+        give_way: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`give_way` is called between two parts of a long hypercall, with no lock held. It waits while the domain is
+        paused; False abandons the hypercall, because the processor is to stop."""
+        self.give_way = give_way
         self.hypervisor = hypervisor
         self.domain = domain
         self.vcpu = vcpu

@@ -243,6 +243,11 @@ class PvhGuest:
             self._reported = self._reported or first
             return first
 
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop()` was called."""
+        return self._stopping
+
     def still(self) -> None:
         """A processor has left guest code, and the domain may not run."""
         with self._gate:

@@ -97,3 +97,5 @@ def hypercall(call: Call, nr: int, arguments: Sequence[int]) -> int:
             except Preempted as more:
                 arguments = more.arguments
         time.sleep(0)  # whoever waits for the lock is let in
+        if not call.give_way():
+            return -Errno.EINTR

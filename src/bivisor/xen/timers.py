@@ -8,6 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 
+LONGEST_S = 3600.0
+"""How long to sleep at once: a guest may name the year 2554, which is beyond what the host can wait for."""
+
 
 class Timers:
     """At most one deadline for each key. `now()` is system time in nanoseconds; callbacks run with no lock held."""
@@ -52,7 +55,7 @@ class Timers:
                 callback()
             with self._changed:
                 self._next = min((deadline for deadline, _ in self._set.values()), default=None)
-                wait = None if self._next is None else (self._next - self._now()) / 1e9
+                wait = None if self._next is None else min((self._next - self._now()) / 1e9, LONGEST_S)
                 if not self._closing and (wait is None or wait > 0):
                     self._changed.wait(wait)
 

@@ -16,6 +16,7 @@ from bivisor.memory import PAGE
 from bivisor.xen.call import Call
 from bivisor.xen.domain import Domain
 from bivisor.xen.table import hypercall
+from bivisor.xen.timers import LONGEST_S
 
 if TYPE_CHECKING:
     from bivisor.xen.guest import PvhGuest
@@ -43,7 +44,7 @@ class VcpuThread:
         self.down = False
         """Whether it halts with interrupts off, or has never been started."""
         self._was_here = False
-        self._call = Call(guest.xen, domain, vcpu.index, vcpu)
+        self._call = Call(guest.xen, domain, vcpu.index, vcpu, self._give_way)
         self._wish: tuple[tuple[int, ...] | None, int | None] | None = None
         self._woken = threading.Event()
         self._deferred: deque[Callable[[], None]] = deque()
@@ -183,7 +184,7 @@ class VcpuThread:
             # a poll ends with any upcall too, as a block does
             if events.pending(self.index) or (ports is not None and events.any_pending(ports)):
                 return
-            wait = None if deadline is None else (deadline - self._xen.system_time()) / 1e9
+            wait = None if deadline is None else min((deadline - self._xen.system_time()) / 1e9, LONGEST_S)
             if wait is not None and wait <= 0:
                 return
             if domain.runnable:
@@ -208,6 +209,13 @@ class VcpuThread:
         if self.index == 0:
             self._guest.keep_time(self.tsc)
         return self._wish is None and self._domain.runnable
+
+    def _give_way(self) -> bool:
+        """See `Call.give_way`."""
+        if self._domain.runnable and not self._guest.stopping:
+            return True
+        self._leave()
+        return self._guest.may_enter(self)
 
     def tsc(self) -> int:
         """The processor's counter. From its own thread, or while it does not run."""
