@@ -84,6 +84,7 @@ class PvhGuest:
         """This is the domain whose code it runs."""
         self.domain = domain
         domain.on_run = self._may_run
+        domain.send_nmi = lambda index: self.threads[index].send_nmi()
         domain.cpu_time = lambda index: self.threads[index].cpu_time()
         domain.halts = lambda index: self.sleeps(self.threads[index].native_id)
         for vcpu in self.vcpus:

@@ -44,6 +44,7 @@ class VcpuThread:
         self.down = False
         """Whether it halts with interrupts off, or has never been started."""
         self._was_here = False
+        self._nmi = False
         self._call = Call(guest.xen, domain, vcpu.index, vcpu, self._give_way)
         self._wish: tuple[tuple[int, ...] | None, int | None] | None = None
         self._woken = threading.Event()
@@ -70,6 +71,11 @@ class VcpuThread:
         """Have the thread look whether it may run on."""
         self._woken.set()
         self.vcpu.kick()
+
+    def send_nmi(self) -> None:
+        """Give the processor a non-maskable interrupt, which ends a block or poll as well."""
+        self._nmi = True
+        self.kick()
 
     def look(self) -> None:
         """Have a processor come out that has not been seen since the last look: it may be down."""
@@ -135,6 +141,9 @@ class VcpuThread:
         guest = self._guest
         try:
             while guest.may_enter(self):
+                if self._nmi:
+                    self._nmi = False
+                    self.vcpu.nmi()
                 exit_ = self.vcpu.run(self._handle)
                 self._leave()
                 if self._wish is not None:
@@ -179,7 +188,9 @@ class VcpuThread:
 
     def _wait_for_event(self, ports: tuple[int, ...] | None, deadline: int | None) -> None:
         events, domain = self._domain.events, self._domain
-        while domain.runnable:  # who paused the domain meanwhile wakes it: a guest takes that for one event too many
+        while (
+            domain.runnable and not self._nmi
+        ):  # who paused the domain meanwhile wakes it: a guest takes that for one event too many
             self._woken.clear()
             # a poll ends with any upcall too, as a block does
             if events.pending(self.index) or (ports is not None and events.any_pending(ports)):
@@ -187,7 +198,7 @@ class VcpuThread:
             wait = None if deadline is None else min((deadline - self._xen.system_time()) / 1e9, LONGEST_S)
             if wait is not None and wait <= 0:
                 return
-            if domain.runnable:
+            if domain.runnable and not self._nmi:
                 self._woken.wait(wait)
 
     # ---------------------------------------------------------------- exits

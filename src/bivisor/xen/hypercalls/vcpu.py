@@ -80,6 +80,13 @@ def _set_periodic(call: Call, index: int, arg: int) -> int:
     raise XenError(Errno.EINVAL if period < 1_000_000 else Errno.ENOSYS)
 
 
+def _send_nmi(call: Call, index: int, _: int) -> int:
+    if call.domain.send_nmi is None:
+        raise XenError(Errno.ENOSYS)
+    call.domain.send_nmi(index)
+    return 0
+
+
 def _initialise(call: Call, index: int, arg: int) -> int:
     """VCPUOP_initialise: a PVH guest starts its processors by INIT and SIPI here."""
     call.read(arg, 8)
@@ -103,6 +110,7 @@ _OPS: dict[int, Callable[[Call, int, int], int]] = {
     VcpuOp.SET_SINGLESHOT_TIMER: _set_singleshot,
     VcpuOp.STOP_SINGLESHOT_TIMER: _stop_singleshot,
     VcpuOp.REGISTER_VCPU_INFO: _register_vcpu_info,
+    VcpuOp.SEND_NMI: _send_nmi,
     VcpuOp.GET_PHYSID: _refuse(Errno.EINVAL),
     VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA: _register_time,
 }
