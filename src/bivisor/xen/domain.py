@@ -114,6 +114,8 @@ class Domain:
         self.pauses = 0
         self.watchdogs: dict[int, int] = {}
         """When each watchdog of the domain rings (SCHEDOP_watchdog), by its number, in nanoseconds of system time."""
+        self.watched = False
+        """Whether somebody looks after them."""
         self.claimed = 0
         """Pages that the toolstack has claimed for it (XENMEM_claim_pages)."""
         self.shutdown_reason: abi.ShutdownReason | None = None

@@ -22,6 +22,8 @@ from bivisor.xen.event_channel import EventChannels
 from bivisor.xen.grant_table import MAX_GRANT_FRAMES, GrantTable
 from bivisor.xen.physical import Physical
 
+_SECOND = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
@@ -226,15 +228,22 @@ class Xen:
         elif not seconds:
             del watchdogs[number]
             return 0
-        watchdogs[number] = deadline = self.system_time() + seconds * 1_000_000_000
-
-        def ring() -> None:
-            with self.lock:
-                if watchdogs.get(number) == deadline and domain.alive:
-                    self.shutdown(domain, abi.ShutdownReason.WATCHDOG)
-
-        self.call_later(seconds, ring)
+        watchdogs[number] = self.system_time() + seconds * _SECOND
+        if not domain.watched:
+            domain.watched = True
+            self.call_later(0, lambda: self._watch(domain))
         return started
+
+    def _watch(self, domain: Domain) -> None:
+        """Look after a domain's watchdogs, every second: however often it sets them, that is one timer."""
+        with self.lock:
+            domain.watched = bool(domain.watchdogs) and domain.runnable
+            if not domain.watched:
+                return
+            left = min(domain.watchdogs.values()) - self.system_time()
+            if left <= 0:
+                self.shutdown(domain, abi.ShutdownReason.WATCHDOG)
+            self.call_later(min(1.0, max(0, left) / _SECOND), lambda: self._watch(domain))
 
     def destroy(self, domain: Domain) -> None:
         """Give back what the domain has. It is gone when nobody holds a reference to it any more."""

@@ -24,6 +24,12 @@ MAX_GFN = 1 << 28
 MAX_PAGES = 256
 """Pages that a guest may ask for outside its memory: grant-table frames and the like. No reason for more is known."""
 
+_LOW_LIMIT, _ABOVE_RAM = 8 << 30, 1 << 30
+"""Where windows can be: below 8 GiB, or in the first GiB above RAM. Kernels take the lowest addresses that are free; an
+engine without nested paging takes the longer to make room for a slot the higher that is, up to seconds."""
+
+_LOCAL_APIC = 0xFEE0_0000
+
 MAX_WINDOWS = 16
 _WINDOW = 512  # frames
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # linux/mman.h on x86
@@ -49,6 +55,8 @@ class Physmap:
         self._memory = memory
         self._add_slot = add_slot
         self._windows: list[Slot] = []
+        ram_end = max((start + size for start, size in memory.ram_ranges), default=0)
+        self._limit = max(_LOW_LIMIT, ram_end + _ABOVE_RAM)
         self._foreign: dict[int, tuple[Slot, int]] = {}
         self.pages: dict[int, memoryview] = {}
         """The domain's own pages outside RAM, by frame number."""
@@ -68,7 +76,7 @@ class Physmap:
         for slot in self._memory.slots:
             if slot.gpa <= gpa < slot.gpa + slot.size:
                 return slot
-        if not 0 <= gfn < MAX_GFN:
+        if not 0 <= gpa < self._limit or gpa == _LOCAL_APIC:
             raise XenError(Errno.EINVAL)
         if len(self._windows) >= MAX_WINDOWS:
             raise XenError(Errno.ENOMEM)
@@ -79,11 +87,12 @@ class Physmap:
         size = _WINDOW * PAGE
         start = gpa - gpa % size
         end = start + size
-        for slot in self._memory.slots:
-            if slot.gpa > gpa:
-                end = min(end, slot.gpa)
+        taken = [(slot.gpa, slot.size) for slot in self._memory.slots]
+        for other, length in (*taken, (_LOCAL_APIC, PAGE)):
+            if other > gpa:
+                end = min(end, other)
             else:
-                start = max(start, slot.gpa + slot.size)
+                start = max(start, other + length)
         region = MemoryRegion(end - start, "bivisor-xen-window")
         slot = Slot(start, region.size, region)
         self._memory.add(slot)

@@ -13,7 +13,7 @@ from bivisor.abi.xen import domctl, sysctl
 from bivisor.abi.xen.domctl import Domctl, Dominf, Trigger
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.sysctl import Sysctl
-from bivisor.abi.xen.xen import DOMID_SELF, Hypercall, ShutdownReason, Virq
+from bivisor.abi.xen.xen import DOMID_SELF, Hypercall, SchedOp, ShutdownReason, Virq
 from bivisor.dom0.control import Control
 from bivisor.host.loop import ManualLoop
 from bivisor.memory import PAGE, GuestMemory
@@ -254,3 +254,39 @@ def test_a_domain_whose_grant_is_mapped_is_a_zombie_until_it_is_unmapped(host: H
     assert refusal(host.domains.info, guest.domid) is Errno.ESRCH
     host.loop.advance(0)
     assert told, "the toolstack hears of it"
+
+
+def test_a_watchdog_that_is_not_fed_shuts_its_domain_down(host: Host) -> None:
+    now = [0]
+    host.xen._now = lambda: now[0]
+    host.xen._boot = 0
+    guest = host.guest()
+    host.domains.unpause(guest.domid)
+
+    def watchdog(number: int, seconds: int) -> int:
+        guest.memory.write(0x1000, struct.pack("<II", number, seconds))
+        return hypercall(guest.call, Hypercall.SCHED_OP, (SchedOp.WATCHDOG, 0x1000))
+
+    def wait(seconds: int) -> None:
+        for _ in range(seconds):
+            now[0] += 1_000_000_000
+            host.loop.advance(1)
+
+    assert [watchdog(0, 5), watchdog(0, 500), watchdog(0, 5)] == [1, 2, -Errno.ENOSPC]
+    for _ in range(3):
+        wait(4)
+        assert watchdog(1, 5) == 0
+    assert host.domains.info(guest.domid).shutdown_reason is None
+    wait(7)
+    assert host.domains.info(guest.domid).shutdown_reason is ShutdownReason.WATCHDOG
+
+
+def test_a_watchdog_that_is_stopped_does_nothing_however_often_it_was_set(host: Host) -> None:
+    asked: list[float] = []
+    host.xen.call_later = lambda seconds, _: asked.append(seconds)
+    domain = host.guest().domain
+    for seconds in range(1000, 0, -1):
+        host.xen.set_watchdog(domain, 0 if seconds == 1000 else 1, seconds)
+    assert len(asked) == 1, "or a guest could fill the host's memory with timers"
+    host.xen.set_watchdog(domain, 1, 0)
+    assert not domain.watchdogs

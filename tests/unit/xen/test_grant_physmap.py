@@ -27,7 +27,9 @@ from bivisor.xen.physmap import MAX_WINDOWS
 
 REF = 9
 WHO = st.integers(0, 2)
-PLACES = st.sampled_from([20, 21, 22, OUTSIDE, OUTSIDE + 1, OUTSIDE + 511, OUTSIDE + 512, PAGES, 1 << 27])
+PLACES = st.sampled_from(
+    [20, 21, 22, 0xFEDFF, 0xFEE01, OUTSIDE, OUTSIDE + 1, OUTSIDE + 511, OUTSIDE + 512, PAGES, (1 << 21) - 1]
+)
 """Three frames of RAM, and frame numbers outside it."""
 
 
@@ -57,7 +59,7 @@ def test_what_is_written_to_a_read_only_grant_does_not_reach_the_granter(guests:
     assert bytes(one.page(5)[:3]) == b"one"
 
 
-@pytest.mark.parametrize("gfn", [5, PAGES - 1, 1 << 28, (1 << 52) - 1])
+@pytest.mark.parametrize("gfn", [5, PAGES - 1, 0xFEE00, 1 << 21, 1 << 28, (1 << 52) - 1])
 def test_a_frame_is_not_mapped_over_the_guests_own_memory_or_where_no_guest_can_look(
     guests: list[Guest], gfn: int
 ) -> None:
