@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
+from bivisor.abi.xen.grant_table import COPY, GrantTableOp
 from bivisor.abi.xen.xen import Hypercall, MemoryOp, VersionOp
 from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen.call import Call, Identity
@@ -132,6 +134,61 @@ def test_ids_of_domains_are_not_used_again_while_one_has_them(world: World) -> N
     assert new.state is State.GONE
     new.shared_info = memoryview(bytearray(PAGE))
     memory.close()
+
+
+def parts(world: World, nr: int, *arguments: int) -> tuple[int, int]:
+    """The result of a hypercall, and how often it let go of the hypervisor's lock on its way."""
+    others: list[bool] = []
+
+    def another() -> None:
+        others.append(world.xen.lock.acquire(blocking=False))
+        if others[-1]:
+            world.xen.lock.release()
+
+    def give_way() -> bool:
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join()
+        return True
+
+    call = Call(world.xen, world.domain, 0, Identity(), give_way)
+    result = hypercall(call, nr, (*arguments, 0, 0, 0, 0, 0)[:6])
+    assert all(others), "the lock is held"
+    return result, len(others)
+
+
+def test_a_long_hypercall_lets_others_in(world: World) -> None:
+    memory = world.memories[1]
+    copies = COPY.pack(2, abi.DOMID_SELF, 0, 3, abi.DOMID_SELF, 0, 8, 0, 9)
+    memory.write(0x10000, copies * 200)
+    memory.write(2 * PAGE, b"12345678")
+    assert parts(world, Hypercall.GRANT_TABLE_OP, GrantTableOp.COPY, 0x10000, 200) == (0, 3)
+    assert memory.read(3 * PAGE, 8) == b"12345678"
+    assert memory.read(0x10000 + 199 * COPY.size, COPY.size) == copies[:-4] + bytes(4)
+    memory.write(0x10000, abi.MULTICALL_ENTRY.pack(Hypercall.XEN_VERSION, 0, 0, 0, 0, 0, 0, 0) * 40)
+    assert parts(world, Hypercall.MULTICALL, 0x10000, 40) == (0, 2)
+    assert memory.read_u64(0x10000 + 39 * abi.MULTICALL_ENTRY.size + 8) == abi.XEN_VERSION
+
+
+def test_a_long_hypercall_within_a_multicall_lets_others_in(world: World) -> None:
+    memory = world.memories[1]
+    memory.write(0x10000, COPY.pack(2, abi.DOMID_SELF, 0, 3, abi.DOMID_SELF, 0, 8, 0, 9) * 200)
+    entries = (
+        (Hypercall.GRANT_TABLE_OP, 0, GrantTableOp.COPY, 0x10000, 200, 0, 0, 0),
+        (Hypercall.XEN_VERSION, 0, 0, 0, 0, 0, 0, 0),
+    )
+    memory.write(0x9000, b"".join(abi.MULTICALL_ENTRY.pack(*entry) for entry in entries))
+    assert parts(world, Hypercall.MULTICALL, 0x9000, 2) == (0, 3)
+    assert [memory.read_u64(0x9008), memory.read_u64(0x9048)] == [0, abi.XEN_VERSION]
+    assert memory.read(0x10000 + 199 * COPY.size + 36, 4) == bytes(4)
+
+
+def test_a_long_hypercall_of_a_domain_that_is_to_stop_is_abandoned(world: World) -> None:
+    world.memories[1].write(0x10000, abi.MULTICALL_ENTRY.pack(Hypercall.XEN_VERSION, 0, 0, 0, 0, 0, 0, 0) * 40)
+    call = Call(world.xen, world.domain, 0, Identity(), lambda: False)
+    assert hypercall(call, Hypercall.MULTICALL, (0x10000, 40, 0, 0, 0, 0)) == -Errno.EINTR
+    world.xen.destroy(world.domain)
+    assert hypercall(call, Hypercall.XEN_VERSION, (0, 0, 0, 0, 0, 0)) == -Errno.EINTR
 
 
 WORDS = st.one_of(st.integers(0, 64), st.integers(0, SIZE), st.integers(0, (1 << 64) - 1))
