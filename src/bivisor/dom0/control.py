@@ -70,6 +70,13 @@ class Control:
         with self.xen.lock:
             self.xen.target(self.domain, domid).params[index] = value
 
+    def map_resource(self, domid: int, kind: int, number: int, frame: int, count: int) -> list[memoryview]:
+        """XENMEM_acquire_resource: `count` frames of a resource of `domid`, such as its grant table, in place.
+
+        XenError: ESRCH, EPERM, EINVAL, EOPNOTSUPP.
+        """
+        return self.xen.acquire_resource(self.domain, domid, kind, number, frame, count)
+
     def alloc_unbound_for(self, domid: int) -> int:
         """EVTCHNOP_alloc_unbound on behalf of `domid`, reserved for Dom0: the port in that domain."""
         with self.xen.lock:

@@ -186,7 +186,7 @@ class Xen:
             domain = self.target(caller, domid)
             if domain is caller:
                 raise XenError(Errno.EPERM)
-            if not 0 <= frame < self.resource_size(domain, kind, number) or count < 0:
+            if frame < 0 or count < 0 or frame + count > self.resource_size(domain, kind, number):
                 raise XenError(Errno.EINVAL)
             grants = domain.grants
             find = grants.frame if number == abi.RESOURCE_GRANT_TABLE_SHARED else grants.status_frame

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import pytest
 from grant_guests import Guest, NoUpcall
 
-from bivisor.abi.xen import domctl, sysctl
+from bivisor.abi.xen import domctl, sysctl, xen
 from bivisor.abi.xen.domctl import Domctl, Dominf, Trigger
 from bivisor.abi.xen.errno import Errno
+from bivisor.abi.xen.grant_table import GRANT_ENTRY_V1, GTF_PERMIT_ACCESS
 from bivisor.abi.xen.sysctl import Sysctl
-from bivisor.abi.xen.xen import DOMID_SELF, Hypercall, SchedOp, ShutdownReason, Virq
+from bivisor.abi.xen.xen import DOMID_SELF, Hypercall, MemoryOp, SchedOp, ShutdownReason, Virq
 from bivisor.dom0.control import Control
 from bivisor.host.loop import ManualLoop
 from bivisor.memory import PAGE, GuestMemory
@@ -290,3 +291,44 @@ def test_a_watchdog_that_is_stopped_does_nothing_however_often_it_was_set(host: 
     assert len(asked) == 1, "or a guest could fill the host's memory with timers"
     host.xen.set_watchdog(domain, 1, 0)
     assert not domain.watchdogs
+
+
+SHARED = (xen.RESOURCE_GRANT_TABLE, xen.RESOURCE_GRANT_TABLE_SHARED)
+STATUS = (xen.RESOURCE_GRANT_TABLE, xen.RESOURCE_GRANT_TABLE_STATUS)
+
+
+def test_dom0_acquires_the_frames_of_a_grant_table(host: Host) -> None:
+    guest = host.guest()
+    (frame,) = host.control.map_resource(guest.domid, *SHARED, 0, 1)
+    guest.grant(8, 0, 5)
+    assert bytes(frame[64:72]) == GRANT_ENTRY_V1.pack(GTF_PERMIT_ACCESS, 0, 5)
+    assert len(host.control.map_resource(guest.domid, *SHARED, 1, 3)) == 3
+    assert guest.grants.nr_frames == 4
+    assert refusal(host.control.map_resource, guest.domid, *STATUS, 0, 1) is Errno.EINVAL, "version 1 has none"
+    assert refusal(host.control.map_resource, guest.domid, *SHARED, 64, 1) is Errno.EINVAL
+    assert refusal(host.control.map_resource, guest.domid, *SHARED, 63, 2) is Errno.EINVAL
+    assert refusal(host.control.map_resource, 99, *SHARED, 0, 1) is Errno.ESRCH
+    assert refusal(host.control.map_resource, 0, *SHARED, 0, 1) is Errno.EPERM
+
+
+@pytest.mark.parametrize(
+    ("domid", "kind", "number", "pad", "answer"),
+    [
+        (1, *SHARED, 0, 64),
+        (1, *STATUS, 0, 8),
+        (1, *SHARED, 1, -Errno.EINVAL),
+        (1, xen.RESOURCE_GRANT_TABLE, 2, 0, -Errno.EINVAL),
+        (1, xen.RESOURCE_IOREQ_SERVER, 0, 0, -Errno.EINVAL),
+        (1, 3, 0, 0, -Errno.EOPNOTSUPP),
+        (DOMID_SELF, *SHARED, 0, -Errno.EPERM),
+        (77, *SHARED, 0, -Errno.ESRCH),
+    ],
+)
+def test_dom0_asks_how_large_a_resource_is(
+    host: Host, domid: int, kind: int, number: int, pad: int, answer: int
+) -> None:
+    host.guest()
+    memory = host.control._memory
+    memory.write(0, xen.ACQUIRE_RESOURCE.pack(domid, kind, number, 0, pad, 0, 0))
+    result = host.control.hypercall(Hypercall.MEMORY_OP, MemoryOp.ACQUIRE_RESOURCE, 0)
+    assert (result or memory.read_u32(8)) == answer
