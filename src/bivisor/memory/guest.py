@@ -42,11 +42,14 @@ class Slot:
 class GuestMemory:
     """The memory of one machine: RAM of `size` bytes from address 0 with the hole left out, and slots added later.
 
+    `gap` (first address, end) is left out as well; the RAM that would be there is lost, as it is on a PC behind the
+    window of the graphics adapter.
+
     `view()` is the way in: a writable memoryview of the guest's own bytes. Whoever *writes* through a view has to call
     `written()`, so that an engine which has translated code there learns of it (see `cpu/soft`).
     """
 
-    def __init__(self, size: int, *, name: str = "bivisor-ram") -> None:
+    def __init__(self, size: int, *, name: str = "bivisor-ram", gap: tuple[int, int] | None = None) -> None:
         if size <= 0 or size % PAGE:
             raise UsageError(f"guest memory of {size} bytes: it has to be a positive multiple of {PAGE}")
         self.size = size
@@ -54,9 +57,12 @@ class GuestMemory:
         low = min(size, HOLE_START)
         self._slots: list[tuple[Slot, memoryview]] = []
         self._listeners: list[WriteListener] = []
-        self._low_size = low
-        self.add(Slot(0, low, self.ram, 0))
+        self._low_start = 0 if gap is None else gap[1]
+        self._low_end = low
+        self.add(Slot(self._low_start, low - self._low_start, self.ram, self._low_start))
         self._low = self._slots[0][1]
+        if gap is not None:
+            self.add(Slot(0, gap[0], self.ram, 0))
         if size > low:
             self.add(Slot(HOLE_END, size - low, self.ram, low))
 
@@ -79,8 +85,9 @@ class GuestMemory:
 
     def view(self, gpa: int, length: int) -> memoryview:
         """The `length` bytes at `gpa`, in place. GuestAddressError where any of them is not memory of one slot."""
-        if gpa >= 0 and length >= 0 and gpa + length <= self._low_size:
-            return self._low[gpa : gpa + length]
+        start = gpa - self._low_start
+        if start >= 0 and length >= 0 and gpa + length <= self._low_end:
+            return self._low[start : start + length]
         for slot, bytes_ in self._slots:
             if slot.gpa <= gpa and length >= 0 and gpa + length <= slot.gpa + slot.size:
                 start = gpa - slot.gpa
@@ -131,7 +138,7 @@ class GuestMemory:
             view.release()
         self._slots.clear()
         self._listeners.clear()
-        self._low_size = 0
+        self._low_end = 0
         self.ram.close()
 
     def __enter__(self) -> GuestMemory:
