@@ -8,6 +8,7 @@ from bivisor.abi.xen import domctl as abi
 from bivisor.abi.xen.domctl import Cdf
 from bivisor.abi.xen.errno import Errno
 from bivisor.xen.errors import XenError
+from bivisor.xen.maptrack import MAX_MAPTRACK_FRAMES
 
 NO_HANDLE = bytes(16)
 MAX_VCPUS = 128
@@ -51,25 +52,27 @@ class DomainConfig:
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview, max_grant_frames: int) -> DomainConfig:
-        """From `struct xen_domctl_createdomain`. XenError(EINVAL) for what no domain can be, ESRCH for a CPU pool."""
+        """From `struct xen_domctl_createdomain`. XenError: EINVAL, EOPNOTSUPP, and ESRCH for a CPU pool."""
         fields = abi.CREATEDOMAIN.unpack_from(data)
         ssidref, handle, flags, iommu, vcpus, ports, frames, maptrack, grant, vmtrace, pool, emulation, misc = fields
         hvm = bool(flags & Cdf.HVM)
         invalid = (
             flags & ~abi.CDF_ALL
-            or (not hvm and flags & (Cdf.HAP | Cdf.OOS_OFF | Cdf.NESTED_VIRT))
+            or (not hvm and flags & (Cdf.HAP | Cdf.NESTED_VIRT))
             or (iommu and not flags & Cdf.IOMMU)
             or not 1 <= vcpus <= MAX_VCPUS
             or grant & ~abi.GRANT_VERSION_MASK
             or not 1 <= grant <= 2
             or frames > max_grant_frames
-            or (emulation and not hvm)
+            or maptrack > MAX_MAPTRACK_FRAMES
             or misc & ~abi.MSR_RELAXED
         )
         if invalid:
             raise XenError(Errno.EINVAL)
         if flags & (Cdf.IOMMU | Cdf.VPMU | Cdf.NESTED_VIRT) or vmtrace:  # there is none of these here
             raise XenError(Errno.EINVAL)
+        if emulation not in ((0, abi.X86_EMU_LAPIC) if hvm else (0,)):
+            raise XenError(Errno.EOPNOTSUPP)
         if pool:
             raise XenError(Errno.ESRCH)
         return cls(handle, flags, vcpus, ports, frames, maptrack, grant, emulation, misc, ssidref)

@@ -19,7 +19,7 @@ from bivisor.xen.domain import Domain, State
 from bivisor.xen.errors import GrantError, XenError
 from bivisor.xen.grant_entries import Entries, EntriesV1, EntriesV2, SubPage, Transitive
 from bivisor.xen.grant_frames import INVALID_GFN, TableFrame, TableFrames
-from bivisor.xen.maptrack import Mapping, MapTrack
+from bivisor.xen.maptrack import ENTRIES_PER_FRAME, MAX_MAPTRACK_FRAMES, Mapping, MapTrack
 
 MAX_GRANT_FRAMES: Final = 64
 MAX_VERSION: Final = 2
@@ -88,12 +88,13 @@ class GrantTable:
         *,
         max_frames: int = MAX_GRANT_FRAMES,
         max_version: int = MAX_VERSION,
+        maptrack_frames: int = MAX_MAPTRACK_FRAMES,
     ) -> None:
         self.domain = domain
         self.domains = domains
         self.max_frames = max_frames
         self.max_version = max_version
-        self.maptrack = MapTrack()
+        self.maptrack = MapTrack(maptrack_frames * ENTRIES_PER_FRAME)
         self._atomics = atomics()
         self._shared = TableFrames()
         self._status = TableFrames()

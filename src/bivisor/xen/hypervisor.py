@@ -20,6 +20,7 @@ from bivisor.xen.domain import Domain, State, Upcall
 from bivisor.xen.errors import XenError
 from bivisor.xen.event_channel import EventChannels
 from bivisor.xen.grant_table import MAX_GRANT_FRAMES, GrantTable
+from bivisor.xen.maptrack import MAX_MAPTRACK_FRAMES
 from bivisor.xen.physical import Physical
 
 _SECOND = 1_000_000_000
@@ -116,6 +117,7 @@ class Xen:
                 self,
                 max_frames=self.max_grant_frames if frames < 0 else frames,
                 max_version=config.grant_version,
+                maptrack_frames=MAX_MAPTRACK_FRAMES if config.max_maptrack_frames < 0 else config.max_maptrack_frames,
             )
             domain.pause()
             if privileged:

@@ -145,6 +145,9 @@ def test_what_a_domain_is_created_with_is_what_it_is(host: Host) -> None:
         ({"grant_version": 3}, Errno.EINVAL),
         ({"max_grant_frames": 65}, Errno.EINVAL),
         ({"misc_flags": 2}, Errno.EINVAL),
+        ({"max_maptrack_frames": 1025}, Errno.EINVAL),
+        ({"emulation_flags": 2}, Errno.EOPNOTSUPP),
+        ({"flags": 0}, Errno.EOPNOTSUPP),
         ({"max_vcpus": 2}, Errno.EINVAL),
     ],
 )
@@ -186,7 +189,7 @@ def test_a_trigger_that_means_nothing_here_is_refused(host: Host) -> None:
     host.domains.trigger(domid, Trigger.NMI)
     assert hit == [0]
     assert refusal(host.domains.trigger, domid, Trigger.POWER) is Errno.ENODEV
-    assert refusal(host.domains.trigger, domid, Trigger.NMI, 5) is Errno.EINVAL
+    assert refusal(host.domains.trigger, domid, Trigger.NMI, 5) is Errno.ESRCH
 
 
 def test_all_domains_are_listed_by_their_ids_however_many_there_are(host: Host) -> None:
@@ -320,7 +323,8 @@ def test_dom0_acquires_the_frames_of_a_grant_table(host: Host) -> None:
         (1, xen.RESOURCE_GRANT_TABLE, 2, 0, -Errno.EINVAL),
         (1, xen.RESOURCE_IOREQ_SERVER, 0, 0, -Errno.EINVAL),
         (1, 3, 0, 0, -Errno.EOPNOTSUPP),
-        (DOMID_SELF, *SHARED, 0, -Errno.EPERM),
+        (DOMID_SELF, *SHARED, 0, -Errno.ESRCH),
+        (0, *SHARED, 0, -Errno.EPERM),
         (77, *SHARED, 0, -Errno.ESRCH),
     ],
 )

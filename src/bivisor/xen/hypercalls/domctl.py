@@ -19,6 +19,7 @@ from bivisor.xen.domain import Domain, State
 from bivisor.xen.errors import XenError
 
 GPADDR_BITS = 40
+_NO_REASON = 0xFFFF << abi.DOMINF_SHUTDOWN_SHIFT
 INVALID_GFN = (1 << 64) - 1
 _KB_PER_PAGE = PAGE // 1024
 
@@ -49,7 +50,7 @@ def domain_info(domain: Domain) -> bytes:
     """`struct xen_domctl_getdomaininfo`."""
     return abi.GETDOMAININFO.pack(
         domain.domid,
-        domain_flags(domain),
+        domain_flags(domain) | (_NO_REASON if domain.shutdown_reason is None else 0),
         domain.pages,
         domain.max_pages,
         0,
@@ -138,11 +139,9 @@ def _set_handle(call: Call, domain: Domain, union: bytearray) -> None:
 
 
 def _check_vcpu(domain: Domain, vcpu: int) -> int:
-    """EINVAL beyond what a domain can have, ESRCH for a processor that it does not have."""
-    if vcpu >= domain.config.max_vcpus:
-        raise XenError(Errno.EINVAL)
+    """XenError(EINVAL) for a processor that the domain does not have."""
     if vcpu >= len(domain.vcpus):
-        raise XenError(Errno.ESRCH)
+        raise XenError(Errno.EINVAL)
     return vcpu
 
 
@@ -176,7 +175,8 @@ def _trigger(call: Call, domain: Domain, union: bytearray) -> None:
     trigger, vcpu = abi.SENDTRIGGER.unpack_from(union)
     match trigger:
         case abi.Trigger.NMI:
-            _check_vcpu(domain, vcpu)
+            if vcpu >= len(domain.vcpus):
+                raise XenError(Errno.ESRCH)
             if domain.send_nmi is None:
                 raise XenError(Errno.ENOSYS)
             domain.send_nmi(vcpu)
@@ -187,7 +187,9 @@ def _trigger(call: Call, domain: Domain, union: bytearray) -> None:
 
 
 def _address_size(call: Call, domain: Domain, union: bytearray) -> None:
-    raise XenError(Errno.EOPNOTSUPP)  # a domain with paging of its own has whatever size it turns on
+    if domain.is_hvm:  # it has whatever size it turns on
+        raise XenError(Errno.EOPNOTSUPP)
+    abi.ADDRESS_SIZE.pack_into(union, 0, 64)
 
 
 _Op = Callable[[Call, Domain, bytearray], None]
@@ -205,7 +207,7 @@ _OPS: dict[int, tuple[_Op, bool]] = {
     Domctl.RESUMEDOMAIN: (_resume, False),
     Domctl.SENDTRIGGER: (_trigger, False),
     Domctl.SET_ADDRESS_SIZE: (_address_size, False),
-    Domctl.GET_ADDRESS_SIZE: (_address_size, False),
+    Domctl.GET_ADDRESS_SIZE: (_address_size, True),
 }
 """Each operation on a domain, and whether it answers in the structure."""
 

@@ -168,6 +168,8 @@ def _claim_pages(call: Call, arg: int, start: int) -> int:
     if start or at or order or flags or domid not in call.hypervisor.domains:
         raise XenError(Errno.EINVAL)
     domain = call.target(domid)
+    if count > domain.max_pages:
+        raise XenError(Errno.EINVAL)
     if count and count > call.hypervisor.free_pages:
         raise XenError(Errno.ENOMEM)
     domain.claimed = count
@@ -186,9 +188,10 @@ def _acquire_resource(call: Call, arg: int, _: int) -> int:
     )
     if pad or (not frame_list and count):
         raise XenError(Errno.EINVAL)
-    if domid == abi.DOMID_SELF:
+    domain = call.hypervisor.find(domid)
+    if domain is call.domain or not call.domain.privileged:
         raise XenError(Errno.EPERM)
-    size = call.hypervisor.resource_size(call.target(domid), kind, number)
+    size = call.hypervisor.resource_size(domain, kind, number)
     if frame_list:
         raise XenError(Errno.EOPNOTSUPP)
     call.write(arg + 8, struct.pack("<I", size))
