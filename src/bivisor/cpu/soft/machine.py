@@ -42,6 +42,7 @@ class _DirtyLog:
 class _Mapped:
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
+        self.start, self.size = slot.gpa, slot.size
         self.view = slot.region.view[slot.offset : slot.offset + slot.size]
         self.log: _DirtyLog | None = None
 
@@ -258,8 +259,8 @@ class SoftMachine:
     def view(self, gpa: int, length: int) -> memoryview:
         """The bytes of a mapped slot. GuestAddressError where there is none."""
         for mapped in self._mapped.values():
-            start = gpa - mapped.slot.gpa
-            if start >= 0 and start + length <= mapped.slot.size:
+            start = gpa - mapped.start
+            if start >= 0 and start + length <= mapped.size:
                 return mapped.view[start : start + length]
         raise GuestAddressError(gpa, length)
 
