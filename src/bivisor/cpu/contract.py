@@ -199,8 +199,8 @@ class Machine(Protocol):
         """Exit with `Cpuid` on each CPUID instruction. EngineError on an engine that cannot (kvm cannot)."""
 
     def take_xen_hypercalls(self, msr: int) -> bytes:
-        """Let hypercalls in Xen's convention come out as `Hypercall` exits of abi "xen", and writes to `msr`, by which a
-        guest asks for its hypercall page, as `WrMsr`. Before the first processor.
+        """Let hypercalls in Xen's convention come out as `Hypercall` exits of abi "xen", and writes to `msr`, by which
+        a guest asks for its hypercall page, as `WrMsr`. Before the first processor.
 
         Gives the three bytes of the instruction that makes them on this machine. Where it is an OUT, neither VMCALL nor
         VMMCALL comes out, and what a kernel has of them has to be replaced."""

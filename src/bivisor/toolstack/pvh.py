@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bivisor import boot
 from bivisor.abi.xen import xen as abi
+from bivisor.boot.placement import memory_map
 from bivisor.cpu.contract import Engine
 from bivisor.dom0.control import Control
 from bivisor.host.falloc import punch_hole
@@ -16,10 +17,10 @@ from bivisor.platform.acpi import build_reduced_tables
 from bivisor.xen.domain import Domain, State
 from bivisor.xen.guest import PvhGuest
 
-_SPECIAL_PAGES = 4
-_CONSOLE, _STORE = 0, 1
-_E820_RAM, _E820_RESERVED = 1, 2
-_LOW_END, _HIGH_START = 0x9FC00, 0x100000
+_SPECIAL_GFN, _SPECIAL_PAGES = 0xFEFF8, 8
+_STORE, _CONSOLE = 0, 1
+_SPECIAL = (_SPECIAL_GFN * PAGE, _SPECIAL_PAGES * PAGE)
+"""Where Xen's own toolstack puts the rings of a domain: beside its RAM, which is all the guest's."""
 
 
 class PvhDomain:
@@ -48,7 +49,6 @@ class PvhDomain:
             self.guest.attach(self.domain)
             undo.pop_all()
             undo.callback(self.close)
-            first = _special(ram)
             tables = build_reduced_tables(vcpus)
             entry = boot.load(
                 ram,
@@ -57,15 +57,17 @@ class PvhDomain:
                 cmdline=cmdline,
                 protocol=boot.PVH,
                 rsdp=tables.rsdp,
-                reserve=[(first * PAGE, _SPECIAL_PAGES * PAGE)],
+                reserve=[_SPECIAL],
                 cache=cache,
             )
             ram.write(tables.base, tables.image)
             for taken in entry.layout:
                 if taken.name == "kernel":
                     self.guest.loaded(taken.gpa, taken.size)
-            self.domain.memory_map = _memory_map(ram, first)
-            self.console_gfn, self.store_gfn = first + _CONSOLE, first + _STORE
+            self.domain.memory_map = tuple((e.base, e.size, e.type) for e in memory_map(ram.ram_ranges, [_SPECIAL]))
+            self.console_gfn, self.store_gfn = _SPECIAL_GFN + _CONSOLE, _SPECIAL_GFN + _STORE
+            for gfn in (self.console_gfn, self.store_gfn):
+                self.domain.frame_for(gfn)
             self.console_port = control.alloc_unbound_for(self.domid)
             self.store_port = control.alloc_unbound_for(self.domid)
             for index, value in (
@@ -94,22 +96,3 @@ class PvhDomain:
                 self.domain.on_gone.append(lambda _: xen.call_later(0, self.guest.close))
                 return
         self.guest.close()
-
-
-def _special(memory: GuestMemory) -> int:
-    """The first of the frames at the end of low RAM that hold the rings."""
-    start, length = memory.ram_ranges[0]
-    return (start + length) // PAGE - _SPECIAL_PAGES
-
-
-def _memory_map(memory: GuestMemory, special: int) -> tuple[tuple[int, int, int], ...]:
-    """What XENMEM_memory_map says: as the loader's, with the rings reserved."""
-    start, length = memory.ram_ranges[0]
-    end = start + length
-    low = (
-        (0, _LOW_END, _E820_RAM),
-        (_LOW_END, _HIGH_START - _LOW_END, _E820_RESERVED),
-        (_HIGH_START, special * PAGE - _HIGH_START, _E820_RAM),
-        (special * PAGE, end - special * PAGE, _E820_RESERVED),
-    )
-    return (*low, *((at, size, _E820_RAM) for at, size in memory.ram_ranges[1:]))

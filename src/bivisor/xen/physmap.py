@@ -29,6 +29,9 @@ _LOW_LIMIT, _ABOVE_RAM = 8 << 30, 1 << 30
 engine without nested paging takes the longer to make room for a slot the higher that is, up to seconds."""
 
 _LOCAL_APIC = 0xFEE0_0000
+_NEVER = ((_LOCAL_APIC, PAGE), (0xFEFF_C000, 4 * PAGE))
+"""(address, length) of what is no memory: the local APIC, and four pages that KVM may keep for itself on Intel's older
+processors (see `cpu/kvm/machine.py`)."""
 
 MAX_WINDOWS = 16
 _WINDOW = 512  # frames
@@ -76,7 +79,7 @@ class Physmap:
         for slot in self._memory.slots:
             if slot.gpa <= gpa < slot.gpa + slot.size:
                 return slot
-        if not 0 <= gpa < self._limit or gpa == _LOCAL_APIC:
+        if not 0 <= gpa < self._limit or any(at <= gpa < at + size for at, size in _NEVER):
             raise XenError(Errno.EINVAL)
         if len(self._windows) >= MAX_WINDOWS:
             raise XenError(Errno.ENOMEM)
@@ -88,7 +91,7 @@ class Physmap:
         start = gpa - gpa % size
         end = start + size
         taken = [(slot.gpa, slot.size) for slot in self._memory.slots]
-        for other, length in (*taken, (_LOCAL_APIC, PAGE)):
+        for other, length in (*taken, *_NEVER):
             if other > gpa:
                 end = min(end, other)
             else:

@@ -37,7 +37,7 @@ _RESET_VALUE = 0x06
 
 
 _FADT_LENGTH = 276
-_BOOT_NO_ASPM, _BOOT_CMOS_NOT_PRESENT = 1 << 4, 1 << 5
+_BOOT_CMOS_NOT_PRESENT = 1 << 5
 _REDUCED_HARDWARE, _WBINVD = 1 << 20, 1 << 0
 
 
@@ -46,7 +46,8 @@ class Board:
     """What the tables say of a board.
 
     `timer_gsi` is the I/O APIC input of ISA interrupt 0. `com_ports` are (base port, IRQ) pairs, `pci_slots` the slots
-    that have a device.
+    that have a device. `level_irqs` are the ISA interrupts that are level-triggered, `boot_flags` the FADT's
+    IAPC_BOOT_ARCH (5.2.9.3).
     """
 
     cpus: int = 1
@@ -54,6 +55,8 @@ class Board:
     com_ports: Sequence[tuple[int, int]] = ((0x3F8, 4),)
     pci_slots: Sequence[int] = ()
     has_pvpanic: bool = True
+    level_irqs: Sequence[int] = (acpi_pm.SCI_IRQ,)
+    boot_flags: int = _BOOT_LEGACY_DEVICES | _BOOT_VGA_NOT_PRESENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def build_tables(board: Board, base: int = BASE) -> AcpiTables:
     facs = place(_FACS.pack(b"FACS", _FACS.size, 0, 0, 0, 0, 0, 2))
     code = dsdt.board(com_ports=board.com_ports, pci_slots=board.pci_slots, has_pvpanic=board.has_pvpanic)
     definition = place(_table(b"DSDT", 2, code))
-    tables = (place(_fadt(facs, definition)), place(_madt(board)))
+    tables = (place(_fadt(facs, definition, board.boot_flags)), place(_madt(board)))
     xsdt = place(_table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
     _RSDP.pack_into(image, 0, *_rsdp(xsdt))
     return AcpiTables(base, bytes(image), base)
@@ -99,7 +102,7 @@ def build_reduced_tables(cpus: int, base: int = BASE) -> AcpiTables:
     body = bytearray(_FADT_LENGTH - _HEADER.size)
     for offset, layout, value in (
         (40, "<I", definition),
-        (109, "<H", _BOOT_VGA_NOT_PRESENT | _BOOT_NO_ASPM | _BOOT_CMOS_NOT_PRESENT),
+        (109, "<H", _BOOT_VGA_NOT_PRESENT | _BOOT_CMOS_NOT_PRESENT),
         (112, "<I", _REDUCED_HARDWARE | _WBINVD),
         (140, "<Q", definition),
     ):
@@ -112,6 +115,47 @@ def build_reduced_tables(cpus: int, base: int = BASE) -> AcpiTables:
     xsdt = place(_table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
     _RSDP.pack_into(image, 0, *_rsdp(xsdt))
     return AcpiTables(base, bytes(image), base)
+
+
+@dataclass(frozen=True, slots=True)
+class LooseTables:
+    """Tables that firmware has to place: `image` with offsets where addresses will be, `pointers` (offset, size) to
+    them, `tables` (offset, length) that need a checksum, and the offsets of RSDT and XSDT."""
+
+    image: bytes
+    pointers: tuple[tuple[int, int], ...]
+    tables: tuple[tuple[int, int], ...]
+    rsdt: int
+    xsdt: int
+
+
+def build_loose_tables(board: Board, code: bytes) -> LooseTables:
+    """The tables of `board` with the definition block `code`, for firmware that finds a place for them itself."""
+    image = bytearray()
+    pointers: list[tuple[int, int]] = []
+    tables: list[tuple[int, int]] = []
+
+    def place(table: bytes, references: Sequence[tuple[int, int]] = (), *, checked: bool = True) -> int:
+        image.extend(bytes(-len(image) % _ALIGNMENT))
+        at = len(image)
+        image.extend(table)
+        pointers.extend((at + offset, size) for offset, size in references)
+        if checked:
+            tables.append((at, len(table)))
+        return at
+
+    facs = place(_FACS.pack(b"FACS", _FACS.size, 0, 0, 0, 0, 0, 2), checked=False)
+    definition = place(_table(b"DSDT", 2, code))
+    fadt = place(_fadt(facs, definition, board.boot_flags), ((36, 4), (40, 4), (140, 8)))
+    madt = place(_madt(board))
+    rsdt = place(_table(b"RSDT", 1, struct.pack("<2I", fadt, madt)), [(_HEADER.size + 4 * n, 4) for n in range(2)])
+    xsdt = place(_table(b"XSDT", 1, struct.pack("<2Q", fadt, madt)), [(_HEADER.size + 8 * n, 8) for n in range(2)])
+    return LooseTables(bytes(image), tuple(pointers), tuple(tables), rsdt, xsdt)
+
+
+def loose_rsdp(tables: LooseTables) -> bytes:
+    """A root pointer with offsets where addresses will be (at 16 and 24) and no checksums (at 8 and 32)."""
+    return _RSDP.pack(b"RSD PTR ", 0, _OEM, 2, tables.rsdt, _RSDP.size, tables.xsdt, 0)
 
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:
@@ -135,7 +179,7 @@ def _io_register(offset: int, length: int, access: int) -> bytes:
     return _GAS.pack(1, 8 * length, 0, access, acpi_pm.BASE_PORT + offset)
 
 
-def _fadt(facs: int, definition: int) -> bytes:
+def _fadt(facs: int, definition: int, boot_flags: int) -> bytes:
     pm = acpi_pm
     ports = [pm.BASE_PORT + offset for offset in (pm.PM1_EVENT, pm.PM1_CONTROL, pm.PM_TIMER, pm.GPE0)]
     event, control, timer, gpe0 = ports
@@ -146,7 +190,7 @@ def _fadt(facs: int, definition: int) -> bytes:
             struct.pack("<8I", event, 0, control, 0, 0, timer, gpe0, 0),
             struct.pack("<6B", pm.PM1_EVENT_LENGTH, pm.PM1_CONTROL_LENGTH, 0, pm.PM_TIMER_LENGTH, pm.GPE0_LENGTH, 0),
             struct.pack("<BBHHHHBBBBB", 0, 0, 0xFFFF, 0xFFFF, 0, 0, 0, 0, 0, 0, rtc.CENTURY),
-            struct.pack("<HBI", _BOOT_LEGACY_DEVICES | _BOOT_VGA_NOT_PRESENT, 0, _FADT_FLAGS),
+            struct.pack("<HBI", boot_flags, 0, _FADT_FLAGS),
             _GAS.pack(1, 8, 0, 1, reset.RESET_PORT),
             struct.pack("<BHB", _RESET_VALUE, 0, 0),
             struct.pack("<QQ", 0, definition),
@@ -171,6 +215,6 @@ def _madt(board: Board) -> bytes:
     entries.append(_IO_APIC.pack(1, _IO_APIC.size, 0, 0, ioapic.BASE, 0))
     if board.timer_gsi:
         entries.append(_OVERRIDE.pack(2, _OVERRIDE.size, 0, 0, board.timer_gsi, 0))
-    entries.append(_OVERRIDE.pack(2, _OVERRIDE.size, 0, acpi_pm.SCI_IRQ, acpi_pm.SCI_IRQ, _ACTIVE_HIGH_LEVEL))
+    entries += [_OVERRIDE.pack(2, _OVERRIDE.size, 0, irq, irq, _ACTIVE_HIGH_LEVEL) for irq in board.level_irqs]
     entries.append(_LOCAL_NMI.pack(4, _LOCAL_NMI.size, 0xFF, 0, 1))
     return _table(b"APIC", 5, struct.pack("<II", LOCAL_APIC, _PCAT_COMPAT) + b"".join(entries))
