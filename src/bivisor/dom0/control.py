@@ -67,8 +67,7 @@ class Control:
 
     def set_param(self, domid: int, index: int, value: int) -> None:
         """HVMOP_set_param."""
-        with self.xen.lock:
-            self.xen.target(self.domain, domid).params[index] = value
+        self.domains.set_hvm_param(domid, index, value)
 
     def map_resource(self, domid: int, kind: int, number: int, frame: int, count: int) -> list[memoryview]:
         """XENMEM_acquire_resource: `count` frames of a resource of `domid`, such as its grant table, in place.
@@ -79,8 +78,7 @@ class Control:
 
     def alloc_unbound_for(self, domid: int) -> int:
         """EVTCHNOP_alloc_unbound on behalf of `domid`, reserved for Dom0: the port in that domain."""
-        with self.xen.lock:
-            return self.xen.find(domid).events.alloc_unbound(domid, self.domain.domid)
+        return self.domains.alloc_unbound(domid, self.domain.domid)
 
     def bind(self, domid: int, remote_port: int, handler: Callable[[], None]) -> int:
         """EVTCHNOP_bind_interdomain: our port; `handler` is called when the other end sends."""

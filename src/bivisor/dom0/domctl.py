@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from bivisor.abi.xen import domctl, sysctl
 from bivisor.abi.xen.domctl import Domctl, Dominf, Trigger
 from bivisor.abi.xen.errno import Errno
+from bivisor.abi.xen.event_channel import ALLOC_UNBOUND, EvtchnOp
 from bivisor.abi.xen.sysctl import Sysctl
-from bivisor.abi.xen.xen import Hypercall, ShutdownReason
+from bivisor.abi.xen.xen import HVM_PARAM, HvmOp, Hypercall, ShutdownReason
 from bivisor.memory import PAGE
 from bivisor.xen.config import DomainConfig
 from bivisor.xen.errors import XenError
@@ -199,6 +200,28 @@ class Domains:
     def set_handle(self, domid: int, handle: uuid.UUID) -> None:
         """Give it another UUID."""
         self._domctl(Domctl.SETDOMAINHANDLE, domid, handle.bytes)
+
+    # ---------------------------------------------------------------- what it is given
+
+    def set_hvm_param(self, domid: int, index: int, value: int) -> None:
+        """HVMOP_set_param: one of `HvmParam`. ESRCH, EINVAL."""
+        with self._lock:
+            HVM_PARAM.pack_into(self._room, 0, domid, index, value)
+            _check(self._hypercall(Hypercall.HVM_OP, HvmOp.SET_PARAM, self._address))
+
+    def hvm_param(self, domid: int, index: int) -> int:
+        """HVMOP_get_param. ESRCH, EINVAL."""
+        with self._lock:
+            HVM_PARAM.pack_into(self._room, 0, domid, index, 0)
+            _check(self._hypercall(Hypercall.HVM_OP, HvmOp.GET_PARAM, self._address))
+            return int(HVM_PARAM.unpack_from(self._room)[2])
+
+    def alloc_unbound(self, domid: int, remote: int) -> int:
+        """EVTCHNOP_alloc_unbound: a port of `domid`, to which `remote` may bind. ESRCH, ENOSPC."""
+        with self._lock:
+            ALLOC_UNBOUND.pack_into(self._room, 0, domid, remote, 0)
+            _check(self._hypercall(Hypercall.EVENT_CHANNEL_OP, EvtchnOp.ALLOC_UNBOUND, self._address))
+            return int(ALLOC_UNBOUND.unpack_from(self._room)[2])
 
     # ---------------------------------------------------------------- the host
 

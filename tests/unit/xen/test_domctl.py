@@ -336,3 +336,19 @@ def test_dom0_asks_how_large_a_resource_is(
     memory.write(0, xen.ACQUIRE_RESOURCE.pack(domid, kind, number, 0, pad, 0, 0))
     result = host.control.hypercall(Hypercall.MEMORY_OP, MemoryOp.ACQUIRE_RESOURCE, 0)
     assert (result or memory.read_u32(8)) == answer
+
+
+def test_parameters_and_ports_of_a_domain_are_given_by_hypercalls(host: Host) -> None:
+    domid = host.create()
+    host.control.set_param(domid, xen.HvmParam.CONSOLE_PFN, 0x1234)
+    assert host.domains.hvm_param(domid, xen.HvmParam.CONSOLE_PFN) == 0x1234
+    assert refusal(host.control.set_param, domid, 99, 0) is Errno.EINVAL
+    assert refusal(host.control.set_param, 77, 1, 0) is Errno.ESRCH
+    port = host.control.alloc_unbound_for(domid)
+    rung: list[int] = []
+    ours = host.control.bind(domid, port, lambda: rung.append(1))
+    host.xen.domains[domid].events.send(port)
+    host.loop.advance(0)
+    assert rung
+    host.control.unbind(ours)
+    assert refusal(host.control.alloc_unbound_for, 77) is Errno.ESRCH
