@@ -29,9 +29,12 @@ _HALF_TURN = 1 << 31
 
 
 class AcpiPm:
-    """The block of registers. `sci` is the system control interrupt, level-triggered."""
+    """The block of registers. `sci` is the system control interrupt, level-triggered; `s5_type` the SLP_TYP of S5."""
 
-    def __init__(self, clock: Clock, sci: Callable[[bool], None], on_event: OnEvent) -> None:
+    def __init__(
+        self, clock: Clock, sci: Callable[[bool], None], on_event: OnEvent, *, s5_type: int = S5_TYPE
+    ) -> None:
+        self._s5_type = s5_type
         self._clock = clock
         self._sci = sci
         self._on_event = on_event
@@ -66,7 +69,7 @@ class AcpiPm:
         self._gpe_enable = self._gpe_enable & ~mask[_GPE_ENABLE] | new[_GPE_ENABLE]
         self._control = (self._control & ~mask[_CONTROL] | new[_CONTROL]) & _CONTROL_KEPT | SCI_EN
         self._drive()
-        if new[_CONTROL] & SLP_EN and self._control >> 10 & 7 == S5_TYPE:
+        if new[_CONTROL] & SLP_EN and self._control >> 10 & 7 == self._s5_type:
             self._on_event(PowerOff())
 
     def press_power_button(self) -> None:

@@ -69,6 +69,13 @@ class Bus:
         self._found.clear()
         return claim
 
+    def attach_if_free(self, base: int, length: int, device: Device, name: str = "") -> Claim | None:
+        """As `attach`; None where somebody answers there already or the bus ends, for places that a guest chooses."""
+        try:
+            return self.attach(base, length, device, name)
+        except UsageError:
+            return None
+
     def detach(self, claim: Claim) -> None:
         """Take a claim back; one that is not there is no error."""
         if claim in self._claims:

@@ -7,6 +7,8 @@ Port A". Port 0xcf9 lies inside the PCI configuration address register, which an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bivisor.platform.events import OnEvent, Reset
 
 RESET_PORT, FAST_RESET_PORT = 0xCF9, 0x92
@@ -35,16 +37,21 @@ class ResetControl:
 
 
 class FastReset:
-    """Port 0x92. A20 is always on, whatever is written."""
+    """Port 0x92. Without `a20(bool)` A20 is always on, whatever is written."""
 
-    def __init__(self, on_event: OnEvent) -> None:
+    def __init__(self, on_event: OnEvent, a20: Callable[[bool], None] | None = None) -> None:
         self._on_event = on_event
+        self._a20 = a20
+        self._value = FAST_A20
 
     def read(self, offset: int, size: int) -> int:
-        """A20 enabled, no reset."""
-        return FAST_A20
+        """Whether A20 is enabled; no reset."""
+        return self._value
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Reset where bit 0 is set."""
+        """Gate A20, and reset where bit 0 is set."""
+        if self._a20 is not None and (value ^ self._value) & FAST_A20:
+            self._value = value & FAST_A20
+            self._a20(bool(value & FAST_A20))
         if value & FAST_RESET:
             self._on_event(Reset("port 0x92"))

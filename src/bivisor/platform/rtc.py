@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import calendar
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from bivisor.host.loop import Clock, Timer
 
@@ -31,15 +32,26 @@ UPDATE_WARNING = 244e-6
 
 
 class Rtc:
-    """The clock. `wall()` is the time in seconds since 1970 that the clock shows, until the guest sets another."""
+    """The clock. `wall()` is the time in seconds since 1970 that the clock shows, until the guest sets another.
 
-    def __init__(self, clock: Clock, wall: Callable[[], float], irq: Callable[[bool], None]) -> None:
+    `cmos` is what its RAM holds at the start, by index.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        wall: Callable[[], float],
+        irq: Callable[[bool], None],
+        cmos: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         self._clock = clock
         self._wall = wall
         self._irq = irq
         self._offset = 0
         self._index = 0
         self._ram = bytearray(128)
+        for index, value in cmos.items():
+            self._ram[index] = value
         self._ram[_A], self._ram[_B], self._ram[_D] = 0x26, B_24H, D_VRT
         self._second_timer: Timer | None = None
         self._periodic_timer: Timer | None = None

@@ -39,7 +39,10 @@ def isa_line_of(slot: int, pin: int) -> int:
 
 
 class PciBus:
-    """The bus, with its host bridge in slot 0. `set_irq(gsi, level)` is the interrupt lines', which functions share."""
+    """The bus, with its host bridge in slot 0. `set_irq(gsi, level)` is the interrupt lines', which functions share.
+
+    `set_pin(slot, pin, bit, level)`, where it is given, takes the pins' levels instead; `bit` stands for the function.
+    """
 
     def __init__(
         self,
@@ -48,7 +51,10 @@ class PciBus:
         *,
         set_irq: Callable[[int, bool], None],
         signal_msi: Callable[[int, int], object],
+        host_bridge: PciFunction | None = None,
+        set_pin: Callable[[int, int, int, bool], None] | None = None,
     ) -> None:
+        self._set_pin = set_pin
         self.ports = ports
         self.mmio = mmio
         self._set_irq = set_irq
@@ -57,7 +63,7 @@ class PciBus:
         self._places: dict[PciFunction, int] = {}
         self._asserted = dict.fromkeys((*ISA_LINES, *range(FIRST_GSI, FIRST_GSI + GSIS)), 0)
         self._settling = False
-        self.add(PciFunction(_HOST_BRIDGE, name="host bridge"), 0)
+        self.add(host_bridge or PciFunction(_HOST_BRIDGE, name="host bridge"), 0)
 
     @property
     def functions(self) -> tuple[PciFunction, ...]:
@@ -89,7 +95,7 @@ class PciBus:
         function.plug(self)
         self._functions[place] = function
         self._places[function] = place
-        if function.pin:
+        if function.pin and self._set_pin is None:
             function.config[reg.INTERRUPT_LINE] = isa_line_of(slot, function.pin)
         return slot
 
@@ -124,6 +130,9 @@ class PciBus:
             return
         place = self._places[function]
         slot, bit = place // FUNCTIONS, 1 << place
+        if self._set_pin is not None:
+            self._set_pin(slot, function.pin, bit, level)
+            return
         for line in (gsi_of(slot, function.pin), isa_line_of(slot, function.pin)):
             before = self._asserted[line]
             after = before | bit if level else before & ~bit
