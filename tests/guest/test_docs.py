@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,19 @@ def parameters(language: str) -> list[object]:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, guest: Guest) -> dict[str, str]:
-    """An environment whose `bivisor` is the one under test, on whose path nothing else has to be."""
+def environment(tmp_path: Path, guest: Guest) -> Iterator[dict[str, str]]:
+    """An environment whose `bivisor` is the one under test, on whose path nothing else has to be, with a host of its
+    own for `bivisor xl`."""
     script = tmp_path / "bin" / "bivisor"
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bivisor "$@"\n')
     script.chmod(0o755)
     path = [str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
-    return os.environ | {"PATH": os.pathsep.join(path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    found = os.environ | {"PATH": os.pathsep.join(path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    found |= {"BIVISOR_HOST": str(tmp_path / "host")}
+    yield found
+    if (tmp_path / "host").exists():
+        subprocess.run(["bivisor", "host", "stop", "--force"], env=found, check=True, timeout=PATIENCE)
 
 
 @pytest.fixture
