@@ -17,13 +17,14 @@ from .xen_warnings import COMMAND, ON_REAL_XEN, warnings
 
 pytestmark = pytest.mark.guest
 
+PATIENCE_S = 60
 FOUND = """
     cd /sys/hypervisor
     for name in type guest_type uuid version/* compilation/compiler properties/features properties/pagesize
     do echo "$name: $(cat $name)"; done
     echo "clock: $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
     echo "processors: $(nproc)"
-    for i in $(seq 20); do (x=0; while [ $x -lt 500 ]; do x=$((x + 1)); done) & done; wait
+    for i in $(seq 4); do (x=0; while [ $x -lt 100 ]; do x=$((x + 1)); done) & done; wait
     awk '/xen-percpu.*(resched|callfunc)/ { print $NF ": " ($2 + $3 + 0 > 0) }' /proc/interrupts
     sleep 0.1
     read up rest < /proc/uptime; echo "uptime: $up"
@@ -39,7 +40,7 @@ def boot(engine: str, guest: Guest, tmp_path: Path, vcpus: int) -> tuple[str, UU
     with XenHost(engine) as host:
         began = time.monotonic()
         domain = host.create("u1", guest.kernel, initrd=initrd, cmdline=cmdline, vcpus=vcpus, console=output.extend)
-        assert domain.wait(100) is ShutdownReason.POWEROFF, output[-2000:].decode(errors="replace")
+        assert domain.wait(PATIENCE_S) is ShutdownReason.POWEROFF, output[-2000:].decode(errors="replace")
         there = time.monotonic() - began
         return output.decode(errors="replace"), UUID(domain.uuid), there
 

@@ -205,8 +205,6 @@ class PvhGuest:
         """Unpause it for the first time."""
         with self.xen.lock:
             self.domain.unpause()
-            if self.machine.halts_inside:
-                self._look_for_the_end()
 
     def _may_run(self, may: bool) -> None:
         """See `Domain.on_run`."""
@@ -215,6 +213,8 @@ class PvhGuest:
                 thread.start()
             else:
                 thread.kick()
+        if may and self.machine.halts_inside:
+            self._look_for_the_end()
         with self._gate:
             self._reported = self._reported and not may
             self._gate.notify_all()
@@ -281,6 +281,8 @@ class PvhGuest:
             self.xen.shutdown(self.domain, abi.ShutdownReason.POWEROFF)
 
     def _look_for_the_end(self) -> None:
+        if not self.domain.runnable:
+            return
         for thread in self.threads:
             thread.look()
         self._timers.set("look", self.xen.system_time() + _LOOK_NS, self._look_for_the_end)
