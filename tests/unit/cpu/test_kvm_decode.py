@@ -147,3 +147,29 @@ def test_closing_releases_what_exits_carry(area: RunArea) -> None:
     area.close()
     with pytest.raises(ValueError, match="released"):
         exit_.data[0] = 1
+
+
+def test_a_write_to_the_hypercall_port_is_a_hypercall_with_the_registers_of_its_mode(area: RunArea) -> None:
+    area.take_hypercalls(0xE6)
+    registers = range(1 << 40, (1 << 40) + 18)
+    abi.REGS.pack_into(area.bytes, Run.SYNC_REGS, *registers)
+    rax, rbx, rcx, rdx, rsi, rdi, _, rbp, r8, r9, r10, *_ = registers
+    for long_mode, cpl in ((1, 3), (0, 0)):
+        abi.SEGMENT.pack_into(area.bytes, Run.SYNC_SREGS, 0, 0, 0x10 | cpl, 11, 1, cpl, 0, 1, long_mode, 0, 0, 0)
+        tell(area, ExitReason.IO, abi.EXIT_IO.pack(abi.EXIT_IO_OUT, 4, 0xE6, 1, 0x1000))
+        exit_ = area.decode()
+        assert isinstance(exit_, Hypercall)
+        wanted = (rdi, rsi, rdx, r10, r8, r9) if long_mode else (rbx, rcx, rdx, rsi, rdi, rbp)
+        mask = (1 << 64 if long_mode else 1 << 32) - 1
+        assert (exit_.abi, exit_.nr, exit_.cpl) == ("xen", rax & mask, cpl)
+        assert exit_.args == tuple(value & mask for value in wanted)
+        exit_.result[:] = (99).to_bytes(8, "little")
+        assert area.quads[Run.SYNC_REGS // 8] == 99
+        assert area.quads[Run.DIRTY_REGS // 8] == abi.SYNC_X86_REGS
+        abi.REGS.pack_into(area.bytes, Run.SYNC_REGS, *registers)
+
+
+def test_other_accesses_to_the_hypercall_port_are_port_exits(area: RunArea) -> None:
+    area.take_hypercalls(0xE6)
+    tell(area, ExitReason.IO, abi.EXIT_IO.pack(abi.EXIT_IO_OUT, 1, 0xE6, 1, 0x1000))
+    assert isinstance(area.decode(), PortIo)
