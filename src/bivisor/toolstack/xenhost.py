@@ -52,6 +52,10 @@ class XenHost:
         self.xen = Xen()
         self.xen.physical.khz = self.engine.tsc_khz
         self.control = Control(self.xen, self.loop)
+        version = self.control.version()
+        number = f"{version.major}.{version.minor}{version.extra}"
+        for words in (f"Xen version {number} ({version.compiler})", f"Engine {self.why or self.engine.name}"):
+            self.xen.log.write(f"(XEN) {words}\n".encode())
         self.server = store.start(self.control)
         self.store = StoreClient(self.server)
         self.domains: dict[int, DomU] = {}
