@@ -165,6 +165,12 @@ class Machine(Protocol):
     def unmap(self, slot: Slot) -> None:
         """Take the slot away; an access there is an `Mmio` exit from then on."""
 
+    def between_blocks(self, work: Callable[[], None]) -> None:
+        """Do `work`, which maps or unmaps, at a moment when the guest's code is not being executed: at once or soon."""
+
+    def set_a20(self, enabled: bool) -> None:
+        """Gate address line 20, where the engine can: with it off, the second MiB of each two is the first one again."""
+
     def dirty_pages(self, slot: Slot) -> list[int]:
         """KVM API 4.8 KVM_GET_DIRTY_LOG: the guest-physical addresses of the pages written since the last call."""
 

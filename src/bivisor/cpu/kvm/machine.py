@@ -108,6 +108,13 @@ class KvmMachine:
 
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def between_blocks(self, work: Callable[[], None]) -> None:
+        """See `Machine.between_blocks`: the kernel changes memory slots at any time."""
+        work()
+
+    def set_a20(self, enabled: bool) -> None:
+        """See `Machine.set_a20`: KVM has no such gate."""
+
     def map(self, slot: Slot, *, log_dirty: bool = False) -> None:
         """KVM API 4.35 KVM_SET_USER_MEMORY_REGION."""
         if slot in self._slots:

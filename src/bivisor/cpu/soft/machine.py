@@ -7,7 +7,7 @@ the library's own answer to that is to stop.
 from __future__ import annotations
 
 import ctypes as C
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from bivisor.cpu.contract import IrqChip
@@ -223,6 +223,20 @@ class SoftMachine:
         self._mapped[slot.gpa] = mapped
         if self._filled:
             self._tell_ram()
+
+    def between_blocks(self, work: Callable[[], None]) -> None:
+        """See `Machine.between_blocks`."""
+        vcpu = self._vcpu
+        if vcpu is not None and vcpu.is_running:
+            vcpu.later(work)
+        else:
+            work()
+
+    def set_a20(self, enabled: bool) -> None:
+        """See `Machine.set_a20`."""
+        vcpu = self._vcpu
+        if vcpu is not None:
+            self.between_blocks(lambda: self._library.set_a20(vcpu.cpu.cpu, int(enabled)))
 
     def unmap(self, slot: Slot) -> None:
         """See `Machine.unmap`."""

@@ -247,6 +247,11 @@ class SoftVcpu:
             self._inbox.append(work)
             self.poke()
 
+    def later(self, work: Callable[[], None]) -> None:
+        """Have `work` done by the processor's thread once it is out of translated code. From any thread."""
+        self._inbox.append(work)
+        self.poke()
+
     def _observed(self, handler: ExitHandler | None) -> ExitHandler:
         observer = self.observer
         assert observer is not None
