@@ -247,6 +247,11 @@ class SoftVcpu:
             self._inbox.append(work)
             self.poke()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether some thread is in `run()` and not about to look into the inbox."""
+        return self._thread not in (0, threading.get_ident()) or self.inside
+
     def later(self, work: Callable[[], None]) -> None:
         """Have `work` done by the processor's thread once it is out of translated code. From any thread."""
         self._inbox.append(work)
