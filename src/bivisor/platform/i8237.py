@@ -5,7 +5,7 @@ Specification: Intel 8237A data sheet; the page registers are the PC AT's. No de
 
 from __future__ import annotations
 
-FIRST_PORTS, SECOND_PORTS, PAGE_PORTS = (0x00, 16), (0xC0, 32), (0x81, 15)
+FIRST_PORTS, SECOND_PORTS, PAGE_PORTS = (0x00, 16), (0xC0, 32), (0x80, 16)
 
 
 class I8237:
@@ -45,7 +45,7 @@ class I8237:
 
 
 class PageRegisters:
-    """Ports 0x81 to 0x8f: the upper address bits of each channel, kept as written."""
+    """Ports 0x80 to 0x8f: the upper address bits of each channel, kept as written."""
 
     def __init__(self) -> None:
         self._pages = bytearray(16)

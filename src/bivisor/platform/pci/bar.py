@@ -40,7 +40,7 @@ class Bar:
         least = 4 if kind is BarKind.IO else 16
         if size < least or size & size - 1:
             raise UsageError(f"BAR {index} of {size} bytes: it has to be a power of two, {least} at least")
-        if not 0 <= index <= reg.BARS - kind.registers:
+        if not 0 <= index <= reg.BARS - kind.registers and index != reg.ROM_BAR:
             raise UsageError(f"BAR {index}: a function has {reg.BARS} base address registers")
         self.index = index
         self.kind = kind
@@ -68,6 +68,12 @@ class Bar:
     def writable(self) -> bytes:
         """Which bits of the register the guest can write: those that the size leaves free."""
         return (-self.size & (1 << 8 * self.width) - 1).to_bytes(self.width, "little")
+
+    def is_enabled(self, config: bytearray) -> bool:
+        """Whether the guest has turned it on: by the command register, and an expansion ROM by its own bit as well."""
+        if self.index == reg.ROM_BAR and not config[self.offset] & 1:
+            return False
+        return bool(config[reg.COMMAND] & self.kind.enabled_by)
 
     def address(self, config: bytearray) -> int:
         """The address in `config`."""

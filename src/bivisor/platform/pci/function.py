@@ -83,6 +83,12 @@ class PciFunction:
         self._writable[bar.offset : bar.offset + bar.width] = bar.writable()
         return bar
 
+    def add_rom(self, data: bytes) -> None:
+        """Give the function an expansion ROM (6.2.5.2)."""
+        size = max(0x800, 1 << (len(data) - 1).bit_length())
+        bar = self.add_bar(reg.ROM_BAR, BarKind.MEMORY32, size, _Rom(data.ljust(size, b"\xff")))
+        self._writable[bar.offset] |= 1
+
     def add_capability(self, identifier: int, body: bytes, writable: bytes = b"") -> int:
         """Put a capability at the end of the list: `body` follows its two-byte header. A set bit of `writable` can be
         written by the guest. The offset of its header."""
@@ -144,7 +150,7 @@ class PciFunction:
             config[at] = config[at] & ~mask | value & mask
             value >>= 8
         end = offset + size
-        if offset < reg.BAR0 + 4 * reg.BARS and end > reg.COMMAND:
+        if offset < reg.ROM + 4 and end > reg.COMMAND:
             self._drive_intx()
             self.update_decode()
         if self.msix is not None and offset < self._msix_control + 2 and end > self._msix_control:
@@ -162,7 +168,7 @@ class PciFunction:
             return
         gone = False
         for bar in self.bars.values():
-            enabled = self.config[reg.COMMAND] & bar.kind.enabled_by
+            enabled = bar.is_enabled(self.config)
             bus = self._host.ports if bar.kind is BarKind.IO else self._host.mmio
             if bar.move(bus, bar.address(self.config) if enabled else None, f"{self.name} BAR {bar.index}"):
                 gone = True
@@ -183,3 +189,14 @@ class PciFunction:
     def _signal_msi(self, address: int, data: int) -> None:
         if self._host is not None:
             self._host.signal_msi(address, data)
+
+
+class _Rom:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._data[offset : offset + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        pass

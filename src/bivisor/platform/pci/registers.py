@@ -10,6 +10,7 @@ COMMAND, STATUS = 0x04, 0x06
 REVISION, CLASS_CODE = 0x08, 0x09
 CACHE_LINE, HEADER_TYPE = 0x0C, 0x0E
 BAR0, BARS = 0x10, 6
+ROM, ROM_BAR = 0x30, 8  # it works like a base address register, and stands where the ninth would be
 SUBSYSTEM_VENDOR, SUBSYSTEM_ID = 0x2C, 0x2E
 CAPABILITIES = 0x34
 INTERRUPT_LINE, INTERRUPT_PIN = 0x3C, 0x3D

@@ -1,0 +1,126 @@
+"""A virtual machine that boots as a PC does: from its firmware, whose images stand at the top of the first 4 GiB.
+
+The processor begins at F000:FFF0, and the firmware finds the disks. See `platform/i440fx/board.py` for the hardware.
+"""
+
+from __future__ import annotations
+
+import uuid as uuids
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from bivisor.errors import ImageError, UsageError
+from bivisor.kvm.vm import MIB, VirtualMachine
+from bivisor.kvm.windows import MachineWindows
+from bivisor.memory import PAGE, GuestMemory, MemoryRegion, Slot
+from bivisor.platform import i8254, port61
+from bivisor.platform.board import Board
+from bivisor.platform.i440fx.board import BoardOptions, I440fxBoard, Site
+from bivisor.platform.ide.drive import Drive
+from bivisor.platform.irqchip import TIMER_GSI, PcIrqChip
+
+ADAPTER = (0xA_0000, 0xC_0000)
+_END, _BELOW_1M = 1 << 32, 1 << 20
+_SHADOW = 0x2_0000
+_MEMORY_LEAST = 8 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """The BIOS, of 64 KiB to 8 MiB, and the video BIOS."""
+
+    bios: bytes
+    vga: bytes
+
+
+def _ignore(data: bytes) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class PcSettings:
+    """What a `FirmwareMachine` is made of beside memory and processors."""
+
+    firmware: Firmware
+    log: Callable[[bytes], None] = _ignore
+    uuid: uuids.UUID = field(default_factory=uuids.uuid4)
+
+
+class FirmwareMachine(VirtualMachine):
+    """An i440FX PC. Plug in drives and devices, `power_on()`, `start()` and `wait()`. A guest that resets itself ends
+    it, with `End.RESET`: whoever made it makes another."""
+
+    def __init__(self, settings: PcSettings, *, memory: int = 256 * MIB, **rest: object) -> None:
+        if memory < _MEMORY_LEAST:
+            raise UsageError(f"a PC with firmware needs {_MEMORY_LEAST >> 20} MiB of memory at least")
+        bios = settings.firmware.bios
+        if not 1 << 16 <= len(bios) <= 8 << 20 or len(bios) % PAGE:
+            raise ImageError(f"a BIOS of {len(bios)} bytes: it has 64 KiB to 8 MiB, in whole pages")
+        self._settings = settings
+        self._rom: MemoryRegion | None = None
+        super().__init__(memory=memory, **rest)  # type: ignore[arg-type]
+
+    def _make_memory(self, size: int) -> GuestMemory:
+        memory = GuestMemory(size, gap=ADAPTER)
+        bios = self._settings.firmware.bios
+        rom = self._rom = MemoryRegion(len(bios), "bivisor-bios")
+        self._held.callback(rom.close)
+        rom.view[:] = bios
+        memory.add(Slot(_END - len(bios), len(bios), rom))
+        shadow = bios[-_SHADOW:]
+        memory.write(_BELOW_1M - len(shadow), shadow)
+        return memory
+
+    def _make_board(self, cpus: int, debug_exit_port: int) -> Board:
+        set_irq, timer_gsi = self._interrupts()
+        windows = self.windows = MachineWindows(self.machine, self.memory)
+        site = Site(
+            self.ports,
+            self.mmio,
+            self.memory,
+            self.memory.size,
+            self.loop,
+            set_irq,
+            self.machine.signal_msi,
+            windows,
+            self.machine.set_a20,
+        )
+        options = BoardOptions(
+            cpus=cpus,
+            timer_gsi=timer_gsi,
+            debug_exit_port=debug_exit_port,
+            vga_rom=self._settings.firmware.vga,
+            firmware_log=self._settings.log,
+            uuid=self._settings.uuid,
+        )
+        self.board = I440fxBoard(site, options, console=self._com1, on_event=self._event)
+        return self.board
+
+    def _interrupts(self) -> tuple[Callable[[int, bool], None], int]:
+        """Interrupt controllers and timer; the function that sets a line, and the timer's input of the I/O APIC."""
+        machine = self.machine
+        if machine.irqchip == "kernel":
+            return machine.set_irq, 0
+        chip = PcIrqChip(machine.set_intr, machine.signal_msi, self.loop.lock)
+        chip.attach(self.ports, self.mmio)
+        machine.connect_irqchip(chip)
+        pit = i8254.I8254(self.loop, partial(chip.set_irq, 0))
+        self._behind_devices.callback(pit.close)
+        self.ports.attach(i8254.BASE_PORT, i8254.PORTS, pit, "8254")
+        self.ports.attach(port61.PORT, 1, port61.Port61(pit.channels[2], self.loop), "port 0x61")
+        return chip.set_irq, TIMER_GSI
+
+    def add_drive(self, drive: Drive, place: int) -> None:
+        """Plug in an IDE drive: 0 and 1 are the primary channel's, 2 and 3 the secondary's."""
+        self.board.ide.add_drive(drive, place)
+
+    def power_on(self) -> None:
+        """All is plugged in: the processors are as after a reset."""
+        self.pc.finish()
+        self._set_cpuid()
+
+    def _close_board(self) -> None:
+        with self.loop.lock:
+            self.windows.close()
+        super()._close_board()

@@ -1,0 +1,50 @@
+"""Windows of devices in a machine's memory map (see `platform/windows.py`): memory slots that come and go."""
+
+from __future__ import annotations
+
+from bivisor.cpu.contract import Machine
+from bivisor.errors import BivisorError
+from bivisor.memory import MemoryRegion, Slot
+from bivisor.memory.guest import GuestMemory
+
+
+class MachineWindows:
+    """The windows of `machine`. A place that the guest chooses over its own RAM is not taken: the window is nowhere."""
+
+    def __init__(self, machine: Machine, memory: GuestMemory) -> None:
+        self._machine = machine
+        self._memory = memory
+        self._wanted: dict[str, Slot | None] = {}
+        self._mapped: dict[str, Slot] = {}
+        self._closed = False
+
+    def show(self, name: str, gpa: int | None, region: MemoryRegion, offset: int, size: int) -> None:
+        """See `Windows.show`."""
+        self._wanted[name] = None if gpa is None else Slot(gpa, size, region, offset)
+        self._machine.between_blocks(self._settle)
+
+    def _settle(self) -> None:
+        if self._closed:
+            return
+        for name, slot in self._mapped.copy().items():
+            if self._wanted.get(name) != slot:
+                self._machine.unmap(self._mapped.pop(name))
+        for name, wanted in self._wanted.items():
+            if wanted is None or name in self._mapped or self._is_taken(wanted):
+                continue
+            try:
+                self._machine.map(wanted)
+            except BivisorError:  # a place that the engine cannot map stays with the device
+                continue
+            self._mapped[name] = wanted
+
+    def _is_taken(self, wanted: Slot) -> bool:
+        others = (*self._memory.slots, *self._mapped.values())
+        return any(o.gpa < wanted.gpa + wanted.size and wanted.gpa < o.gpa + o.size for o in others)
+
+    def close(self) -> None:
+        """Map nothing any more: the machine goes, and the devices with it."""
+        self._closed = True
+        for slot in self._mapped.values():
+            self._machine.unmap(slot)
+        self._mapped.clear()
