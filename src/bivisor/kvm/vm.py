@@ -22,6 +22,7 @@ from bivisor.kvm.dispatch import Dispatcher
 from bivisor.kvm.outcome import End, Outcome
 from bivisor.memory import GuestMemory
 from bivisor.platform import events
+from bivisor.platform.board import Board
 from bivisor.platform.bus import mmio_bus, port_bus
 from bivisor.platform.pc import Pc, PcOptions
 from bivisor.platform.virtio.console import VirtioConsole
@@ -82,7 +83,7 @@ class VirtualMachine:
                 f" to {self.engine.max_vcpus}" if self.engine.max_vcpus > 1 else ""
             )
             raise UsageError(f"{cpus} processors: {limit}")
-        self.memory = GuestMemory(memory)
+        self.memory = self._make_memory(memory)
         self._held.callback(self.memory.close)
         self.machine: Machine = self.engine.create_machine()
         self._held.callback(self.machine.close)
@@ -94,16 +95,7 @@ class VirtualMachine:
         self._held.callback(self.loop.close)
         self.ports = port_bus()
         self.mmio = mmio_bus()
-        self.pc = Pc(
-            self.machine,
-            self.memory,
-            self.ports,
-            self.mmio,
-            self.loop,
-            console=self._com1,
-            on_event=self._event,
-            options=PcOptions(cpus=cpus, debug_exit_port=debug_exit_port),
-        )
+        self.pc: Board = self._make_board(cpus, debug_exit_port)
         self._held.callback(self._close_board)
         self.vcpus: list[Vcpu] = []
         for index in range(cpus):
@@ -114,6 +106,21 @@ class VirtualMachine:
         self.dispatcher = Dispatcher(self.ports, self.mmio, self.loop.lock)
 
     # ---------------------------------------------------------------- building
+
+    def _make_memory(self, size: int) -> GuestMemory:
+        return GuestMemory(size)
+
+    def _make_board(self, cpus: int, debug_exit_port: int) -> Board:
+        return Pc(
+            self.machine,
+            self.memory,
+            self.ports,
+            self.mmio,
+            self.loop,
+            console=self._com1,
+            on_event=self._event,
+            options=PcOptions(cpus=cpus, debug_exit_port=debug_exit_port),
+        )
 
     def add(self, device: VirtioDevice) -> VirtioPci:
         """Plug `device` into the PCI bus, before `load()`. Closing the machine closes it."""
@@ -153,7 +160,7 @@ class VirtualMachine:
             cmdline=cmdline,
             protocol=protocol,
             modules=modules,
-            rsdp=tables.rsdp,
+            rsdp=0 if tables is None else tables.rsdp,
             cache=cache,
         )
         self._set_cpuid()  # before the registers, which KVM holds to it
