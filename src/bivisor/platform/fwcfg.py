@@ -78,7 +78,7 @@ class FwCfg:
             self._address_high = 0
 
     def _select(self, item: int) -> None:
-        self._selected, self._at = item & 0x3FFF, 0
+        self._selected, self._at = item & 0xBFFF, 0  # bit 14 asks for writing
 
     def _next(self, length: int = 1) -> bytes:
         """The next bytes of the item, zeros behind its end."""

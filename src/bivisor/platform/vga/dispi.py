@@ -64,6 +64,8 @@ class Dispi:
         """Write register `index`; values that make no mode are not taken."""
         registers = self._registers
         match index:
+            case 0 if 0xB0C0 <= value <= VERSION:  # who looks for a version writes it, and sees whether it stays
+                registers[_ID] = value
             case 1 if 0 < value <= XRES_MAX:
                 registers[XRES] = value & ~7 or 8
             case 2 if 0 < value <= YRES_MAX:
