@@ -129,6 +129,23 @@ class Apt:
             for deb in found:
                 unpack(deb, into)
 
+    def fetch_files(self, names: Iterable[str], wanted: re.Pattern[str], into: Path, progress: Progress) -> None:
+        """Download the candidate versions of packages and unpack the files whose names (without a leading usr/) match
+        `wanted` into `into`. PackageError where a package cannot be had."""
+        names = list(names)
+        if not self._show(names).keys() >= set(names):
+            self._own_lists = True
+            progress.step("fetching the distribution's package lists")
+            self._apt_get(["update"], progress)
+        with tempfile.TemporaryDirectory(dir=self._workspace, prefix="debs-") as debs:
+            progress.step(f"downloading {' '.join(names)}")
+            complaint = self._apt_get(["download", *names], progress, Path(debs))
+            found = sorted(Path(debs).glob("*.deb"))
+            if len(found) != len(names):
+                raise PackageError(f"apt-get cannot download {' '.join(names)}{complaint}")
+            for deb in found:
+                unpack(deb, into, wanted)
+
     def _show(self, names: Iterable[str]) -> dict[str, Fields]:
         command = ["apt-cache", *self._options(), "show", "--no-all-versions", *names]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
@@ -182,7 +199,7 @@ class Apt:
         return _are_recent(self._workspace / "state/lists")
 
 
-def unpack(deb: Path, into: Path) -> None:
+def unpack(deb: Path, into: Path, wanted: re.Pattern[str] = _WANTED) -> None:
     """Copy the wanted regular files of `deb` to `into`, /usr merged into /. PackageError where `deb` is damaged."""
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -190,7 +207,7 @@ def unpack(deb: Path, into: Path) -> None:
         assert process.stdout is not None
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                copy_wanted(archive, into)
+                copy_wanted(archive, into, wanted)
             damaged = process.wait() != 0
         except (tarfile.TarError, EOFError):
             damaged = True
@@ -199,7 +216,7 @@ def unpack(deb: Path, into: Path) -> None:
             raise PackageError(f"{deb.name}: dpkg-deb cannot unpack this package")
 
 
-def copy_wanted(archive: tarfile.TarFile, into: Path) -> None:
+def copy_wanted(archive: tarfile.TarFile, into: Path, wanted: re.Pattern[str] = _WANTED) -> None:
     """Copy the wanted members. No name leads out of `into`: an absolute one or one with `..` is passed over, and links
     are never made."""
     for member in archive:
@@ -208,7 +225,7 @@ def copy_wanted(archive: tarfile.TarFile, into: Path) -> None:
             continue
         name = str(path).removeprefix("usr/")
         source = archive.extractfile(member)
-        if source is None or not _WANTED.fullmatch(name):
+        if source is None or not wanted.fullmatch(name):
             continue
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
