@@ -198,7 +198,7 @@ class SoftMachine:
         self.context.ram = (C.c_uint64 * 6)()
         for hole in [hole for hole in self._holes if hole[0] < end and start < hole[1]]:
             self._holes.remove(hole)
-            self.uc.mem_unmap(hole[0], hole[1] - hole[0])
+            self._take_away(hole[0], hole[1] - hole[0])
             if hole[0] < start:
                 self._map_hole(hole[0], start)
             if end < hole[1]:
@@ -224,6 +224,20 @@ class SoftMachine:
         if self._filled:
             self._tell_ram()
 
+    def _take_away(self, start: int, size: int) -> None:
+        """uc_mem_unmap. To forget code it looks `start` up in the guest's page tables; the fault that it may get is
+        nobody's, and must not stay behind for the guest."""
+        cpu = None if self._vcpu is None else self._vcpu.cpu
+        if cpu is None:
+            self.uc.mem_unmap(start, size)
+            return
+        fields = (cpu.exception_index, cpu.error_code, cpu.is_int, cpu.old_exception)
+        before, cr2 = [field.value for field in fields], cpu.cr[2]
+        self.uc.mem_unmap(start, size)
+        for field, value in zip(fields, before, strict=True):
+            field.value = value
+        cpu.cr[2] = cr2
+
     def between_blocks(self, work: Callable[[], None]) -> None:
         """See `Machine.between_blocks`."""
         vcpu = self._vcpu
@@ -248,7 +262,7 @@ class SoftMachine:
         mapped.view.release()
         self.context.ram = (C.c_uint64 * 6)()
         if not slot.readonly:
-            self.uc.mem_unmap(slot.gpa, slot.size)
+            self._take_away(slot.gpa, slot.size)
             if self._filled:
                 self._map_hole(slot.gpa, slot.gpa + slot.size)
         if self._filled:
