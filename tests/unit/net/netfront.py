@@ -224,9 +224,16 @@ class Front:
         """What the toolstack does."""
         mac = ":".join(f"{byte:02x}" for byte in self.mac)
         store = self.host.store
-        for name, value in {"backend": self.back, "backend-id": 0, "handle": 0, "mac": mac, "state": 1}.items():
+        front: dict[str, str | int] = {"backend": self.back, "backend-id": 0, "handle": 0, "mac": mac, "state": 1}
+        for name, value in front.items():
             store.write(f"{self.path}/{name}", value)
-        nodes = {"frontend": self.path, "frontend-id": self.domid, "online": 1, "mac": mac, "bridge": "xenbr0"}
+        nodes: dict[str, str | int] = {
+            "frontend": self.path,
+            "frontend-id": self.domid,
+            "online": 1,
+            "mac": mac,
+            "bridge": "xenbr0",
+        }
         for name, text in {**nodes, "handle": 0, **own, "state": 1}.items():
             store.write(f"{self.back}/{name}", text)
         self.host.run()

@@ -125,7 +125,7 @@ def test_a_front_end_that_takes_nothing_costs_a_bounded_queue_and_gets_it_later(
             assert set(one.send(frame_of(60000, number))) == {OKAY}
         kept = QUEUE_BYTES // 60000
         assert other.netback.received.dropped == 60 - kept
-        found = []
+        found: list[Received] = []
         while len(found) < kept:
             other.supply(64)
             found += other.received()

@@ -1,8 +1,7 @@
 """An Ethernet frame on its way through a bridge, with what its sender left to others: checksum and segmentation.
 
-A frame's bytes stay where they are (another domain's pages, a wire's buffer) while it is forwarded, and nobody keeps
-them afterwards: who wants to copies. Its head is a copy, because decisions are made from it and the sender could still
-change the original.
+A frame's bytes are in the buffer of whoever received it (an interface, a wire) while it is forwarded, and nobody keeps
+them afterwards: who wants to copies. Its head is there as `bytes`, for decisions.
 """
 
 from __future__ import annotations

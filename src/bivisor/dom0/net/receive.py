@@ -1,6 +1,6 @@
 """What a front-end receives: the receive ring of xen/include/public/io/netif.h, "Guest receive".
 
-A frame is copied once, from where it is to the pages that the front-end put into the ring. What it has no pages for
+A frame is copied from where it is to the pages that the front-end put into the ring. What it has no pages for
 now waits as a copy of its own in a queue that has an end; after that frames are lost, and counted.
 """
 
@@ -105,23 +105,20 @@ class Receive:
 
     def _copy(self, frame: Frame, refs: Sequence[int]) -> bool:
         """Fill the pages granted as `refs`, one after the other; False where one is not granted."""
-        control = self._control
-        try:
-            mapped = control.map_grants(self._domid, refs)
-        except GrantError:
-            return False
-        pages = iter(mapped)
-        page, at = next(pages).view, 0
+        pieces = []
+        done = 0
         for part in frame.parts:
             start, size = 0, len(part)
             while start < size:
-                if at == PAGE:
-                    page, at = next(pages).view, 0
+                index, at = divmod(done, PAGE)
                 length = min(size - start, PAGE - at)
-                page[at : at + length] = part[start : start + length]
+                pieces.append((refs[index], at, part[start : start + length]))
                 start += length
-                at += length
-        control.unmap_grants(mapped)
+                done += length
+        try:
+            self._control.copy_to_grants(self._domid, pieces)
+        except GrantError:
+            return False
         return True
 
 

@@ -1,6 +1,7 @@
 """What a front-end sends: the transmit ring of xen/include/public/io/netif.h, "Guest transmit".
 
-A packet's pages are mapped while it is forwarded and no longer. What a front-end may get wrong follows Linux's
+A packet is copied out of its pages, not mapped: a map has to wait for the guest's processor on the engine `soft`, and
+whoever looks at a packet must see what is sent. What a front-end may get wrong follows Linux's
 back-end, which front-ends are written against: what makes no sense as a chain of slots ends the connection, any other
 bad packet is answered with NETIF_RSP_ERROR and goes nowhere.
 """
@@ -18,7 +19,6 @@ from bivisor.dom0.net.offload import check
 from bivisor.dom0.xenbus.ring import BackRing, RingError
 from bivisor.memory import PAGE
 from bivisor.xen.errors import GrantError
-from bivisor.xen.maptrack import Mapping
 
 FATAL_SLOTS = 20
 """A packet of more slots behind its first than any front-end has: it means to do harm."""
@@ -53,6 +53,7 @@ class Transmit:
         self._control = control
         self._domid = domid
         self._ring = BackRing((page,), abi.TX_SLOT)
+        self._buffer = memoryview(bytearray(abi.XEN_NETIF_MAX_TX_SIZE))
         self._forward = forward
         self._counters = counters
 
@@ -143,51 +144,34 @@ class Transmit:
 
     def _send(self, packet: _Packet) -> bool:
         """Forward `packet`; False where it is not fit to be."""
-        if packet.bad or not self._forward_mapped(packet):
+        frame = None if packet.bad else self._fetch(packet)
+        if frame is None or not check(frame):
             self._counters.errors += 1
             return False
+        self._counters.frames += 1
+        self._counters.bytes += packet.size
+        self._forward(frame)
         return True
 
-    def _forward_mapped(self, packet: _Packet) -> bool:
+    def _fetch(self, packet: _Packet) -> Frame | None:
+        """Copy the packet into the buffer; None where a part of it is not granted."""
+        buffer, at = self._buffer, 0
+        parts = []
+        for gref, offset, size in packet.slots:
+            parts.append((gref, offset, buffer[at : at + size]))
+            at += size
         try:
-            mapped = self._control.map_grants(self._domid, [slot[0] for slot in packet.slots], readonly=True)
+            self._control.copy_from_grants(self._domid, parts)
         except GrantError:
-            return False
-        frame = _frame(packet, mapped)
-        try:
-            if not check(frame):
-                return False
-            self._counters.frames += 1
-            self._counters.bytes += packet.size
-            self._forward(frame)
-            return True
-        finally:
-            frame.parts = ()  # slices of the views have to go before the mappings
-            self._control.unmap_grants(mapped)
-
-
-def _frame(packet: _Packet, mapped: list[Mapping]) -> Frame:
-    views = [
-        mapping.view[offset : offset + size] for (_, offset, size), mapping in zip(packet.slots, mapped, strict=True)
-    ]
-    head = bytes(views[0][:HEAD_MAX])
-    at = 0
-    while len(head) < HEAD_MAX and at + 1 < len(views):  # headers in several slots
-        views[at] = views[at][len(views[at]) :]
-        at += 1
-        taken = HEAD_MAX - len(head)
-        head += bytes(views[at][:taken])
-        views[at] = views[at][taken:]
-    if not at:
-        views[0] = views[0][HEAD_MAX:]
-    flags = packet.flags
-    gso_type, gso_size = packet.gso or (abi.XEN_NETIF_GSO_TYPE_NONE, 0)
-    return Frame(
-        head,
-        (memoryview(head), *views),
-        packet.size,
-        blank=bool(flags & abi.NETTXF_CSUM_BLANK),
-        validated=bool(flags & abi.NETTXF_DATA_VALIDATED),
-        gso_type=gso_type,
-        gso_size=gso_size,
-    )
+            return None
+        flags = packet.flags
+        gso_type, gso_size = packet.gso or (abi.XEN_NETIF_GSO_TYPE_NONE, 0)
+        return Frame(
+            bytes(buffer[: min(at, HEAD_MAX)]),
+            (buffer[:at],),
+            at,
+            blank=bool(flags & abi.NETTXF_CSUM_BLANK),
+            validated=bool(flags & abi.NETTXF_DATA_VALIDATED),
+            gso_type=gso_type,
+            gso_size=gso_size,
+        )
