@@ -1,0 +1,167 @@
+"""A stock kernel with its own xen-blkfront on this program's block back-end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from bivisor.dom0.block.image import Offer
+from bivisor.image import Guest
+from bivisor.toolstack.domu import DomU
+from bivisor.toolstack.xenblk import Disks
+from bivisor.toolstack.xenhost import XenHost
+from bivisor.toolstack.xlconfig.disk import DiskSpec
+
+pytestmark = pytest.mark.guest
+
+MIB = 1 << 20
+CMDLINE = "console=hvc0 panic=-1 mitigations=off"
+PATIENCE_S = 120.0
+
+
+@pytest.fixture
+def host(guest: Guest) -> Iterator[XenHost]:
+    with XenHost("soft") as host:
+        yield host
+
+
+def image(path: Path, size: int, data: bytes = b"") -> Path:
+    """A sparse file of `size` bytes that begins with `data`."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.truncate(size)
+    return path
+
+
+def offer(host: XenHost, offered: Offer) -> None:
+    """Have the host's block back-end offer something else."""
+    with host.loop.lock:
+        host.disks.close()
+        host.disks = Disks(host.control, host.store, offered)
+
+
+def create(host: XenHost, *disks: DiskSpec) -> DomU:
+    """A domain at its shell with these disks."""
+    domain = host.create("u1", cmdline=CMDLINE, memory=512, paused=True)
+    for spec in disks:
+        host.disks.attach(domain.domid, spec)
+    domain.start()
+    domain.wait_for("Leave with exit", PATIENCE_S)
+    return domain
+
+
+def say(domain: DomU, command: str) -> list[str]:
+    """The lines that `command` prints, but for what the terminal echoes."""
+    domain.send(f"{command}; echo do''ne\n")
+    return domain.wait_for("done\r\n", PATIENCE_S).decode().replace("\r", "").split("\n")[1:-2]
+
+
+def pieces(seed: bytes, count: int) -> bytes:
+    """What `WRITE` makes of the seed: a piece of its own for each MiB, so that one in the wrong place is noticed."""
+    return b"".join(b"%08d" % number + seed[8:] for number in range(1, count + 1))
+
+
+WRITE = "for i in $(seq {count}); do printf %08d $i; tail -c +9 /seed; {each}done > /mnt/file; sync"
+REMOUNT = "umount /mnt; mount -t ext4 /dev/xvda /mnt; echo 3 > /proc/sys/vm/drop_caches"
+
+
+def prepared(host: XenHost, tmp_path: Path, size: int) -> tuple[DomU, bytes, Path]:
+    """A domain with ext4 on xvda, the seed of its data, which came on xvdb, and the image of xvda."""
+    seed = random.Random(size).randbytes(MIB)
+    disk = image(tmp_path / "disk", (size + 64) * MIB)
+    domain = create(host, DiskSpec(disk, "xvda"), DiskSpec(image(tmp_path / "seed", MIB, seed), "xvdb", read_only=True))
+    say(domain, "cat /dev/xvdb > /seed; mke2fs -b 4096 /dev/xvda; mount -t ext4 /dev/xvda /mnt")
+    return domain, seed, disk
+
+
+@pytest.mark.parametrize(
+    ("size", "offered"),
+    [
+        (256, Offer()),
+        (64, Offer(persistent=False)),
+        (64, Offer(indirect_segments=0)),
+        (64, Offer(persistent=False, indirect_segments=0, ring_page_order=0, queues=1)),
+    ],
+    ids=["all", "no persistent grants", "no indirect descriptors", "neither"],
+)
+def test_a_file_on_ext4_comes_back_after_a_remount(host: XenHost, tmp_path: Path, size: int, offered: Offer) -> None:
+    offer(host, offered)
+    domain, seed, disk = prepared(host, tmp_path, size)
+    said = "\n".join(say(domain, "dmesg | grep 'blkfront: xvda'"))
+    assert f"persistent grants: {'enabled' if offered.persistent else 'disabled'}" in said
+    assert f"indirect descriptors: {'enabled' if offered.indirect_segments else 'disabled'}" in said
+    say(domain, WRITE.format(count=size, each=""))
+    say(domain, REMOUNT)
+    assert sha256(pieces(seed, size)).hexdigest() in say(domain, "sha256sum /mnt/file")[-1]
+    assert int(say(domain, "awk '{print $3}' /sys/block/xvda/stat")[-1]) >= size * MIB // 512, "it was in the cache"
+    assert disk.stat().st_blocks * 512 >= size * MIB
+
+
+def test_a_back_end_that_is_killed_under_load_again_and_again_loses_nothing(host: XenHost, tmp_path: Path) -> None:
+    domain, seed, _ = prepared(host, tmp_path, 64)
+    each = "[ $((i % 8)) = 0 ] && { sync /mnt/file & echo at $i >&2; }; "
+    domain.send(f"{WRITE.format(count=64, each=each)}; echo writ''ten\n")
+    for number in range(8, 65, 8):
+        domain.wait_for(f"at {number}\r\n", PATIENCE_S)
+        host.disks.restart()
+    domain.wait_for("written", PATIENCE_S)
+    say(domain, REMOUNT)
+    domain.send("dd if=/mnt/file of=/dev/null bs=1M & sha256sum /mnt/file; echo re''ad\n")
+    for _ in range(20):
+        host.disks.restart()
+    assert sha256(pieces(seed, 64)).hexdigest() in domain.wait_for("read\r\n", PATIENCE_S).decode()
+    assert "error" not in "\n".join(say(domain, "dmesg | grep -e xvda -e EXT4")).lower()
+
+
+def test_a_second_disk_comes_and_goes_while_the_domain_runs(host: XenHost, tmp_path: Path) -> None:
+    data = random.Random(6).randbytes(MIB)
+    second = image(tmp_path / "second", 4 * MIB, data)
+    domain = create(host, DiskSpec(image(tmp_path / "first", MIB), "xvda"))
+    for _ in range(2):
+        vbd = host.disks.attach(domain.domid, DiskSpec(second, "xvdb"))
+        say(domain, "until [ -b /dev/xvdb ]; do :; done")
+        assert sha256(data).hexdigest() in say(domain, "head -c 1048576 /dev/xvdb | sha256sum")[-1]
+        host.disks.detach(vbd)
+        say(domain, "while [ -b /dev/xvdb ]; do :; done")
+    with second.open("r+b") as file:  # the disk is free
+        file.write(b"x")
+    assert say(domain, "ls /sys/block")[-1:] != []
+    assert "xvda" in "\n".join(say(domain, "ls /sys/block"))
+
+
+def test_a_read_only_disk_can_be_read_and_not_written_and_a_discard_gives_space_back(
+    host: XenHost, tmp_path: Path
+) -> None:
+    data = random.Random(7).randbytes(MIB)
+    fixed = image(tmp_path / "fixed", MIB, data)
+    full = image(tmp_path / "full", 16 * MIB, b"x" * (16 * MIB))
+    domain = create(host, DiskSpec(fixed, "xvda", read_only=True), DiskSpec(full, "xvdb"))
+    assert say(domain, "cat /sys/block/xvda/ro")[-1] == "1"
+    assert sha256(data).hexdigest() in say(domain, "sha256sum < /dev/xvda")[-1]
+    say(domain, "blockdev --setrw /dev/xvda; dd if=/dev/zero of=/dev/xvda bs=4k count=1 conv=fsync")
+    assert fixed.read_bytes() == data
+    assert full.stat().st_blocks * 512 >= 16 * MIB
+    say(domain, "blkdiscard -o 1048576 -l 14680064 /dev/xvdb")
+    assert full.stat().st_blocks * 512 <= 4 * MIB
+    assert full.read_bytes() == b"x" * MIB + bytes(14 * MIB) + b"x" * MIB
+
+
+def test_domains_destroyed_in_the_middle_of_io_leave_nothing_behind(host: XenHost, tmp_path: Path) -> None:
+    disk = image(tmp_path / "disk", 64 * MIB)
+    held = None
+    for _ in range(4):
+        domain = create(host, DiskSpec(disk, "xvda"))
+        domain.send("echo go''ing; dd if=/dev/zero of=/dev/xvda bs=1M & dd if=/dev/xvda of=/dev/null bs=1M\n")
+        domain.wait_for("going", PATIENCE_S)
+        domain.destroy()
+        dom0 = host.control.domain
+        with host.loop.lock:
+            now = len(dom0.grants.maptrack), dom0.events.open_ports, sum(host.server.store.owned.values())
+        assert now[0] == 0
+        assert list(host.xen.domains) == [0]
+        assert held in (None, now)
+        held = now
