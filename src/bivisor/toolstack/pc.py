@@ -1,0 +1,120 @@
+"""`bivisor run --machine pc`: a PC that boots from its disks, from options to exit status.
+
+A reset of the guest is a new machine with the same disks, as pressing the button would be; `no_reboot` ends it instead.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from bivisor.errors import UsageError
+from bivisor.host.disk import Disk
+from bivisor.image.firmware import seabios
+from bivisor.kvm import End, Outcome
+from bivisor.kvm.firmware import Firmware, FirmwareMachine, PcSettings
+from bivisor.kvm.vm import Wrapper
+from bivisor.platform.ide import AtaDisk, CdRom
+from bivisor.platform.virtio.blk import VirtioBlk
+from bivisor.platform.virtio.rng import VirtioRng
+from bivisor.toolstack.control import ControlSocket
+from bivisor.toolstack.launch import DEBUG_EXIT_PORT, add_net
+from bivisor.toolstack.options import DiskOption, RunOptions
+from bivisor.toolstack.run import TIMED_OUT, View, say, until_the_end, watch_exits
+from bivisor.toolstack.session import Log, Session
+from bivisor.toolstack.terminal import TerminalSession
+
+IDE_PLACES = 4
+
+
+def launch_pc(
+    options: RunOptions, session: Session, *, log: Callable[[bytes], None], wrap: Wrapper | None = None
+) -> FirmwareMachine:
+    """A PC with everything that `options` ask for, ready to start. Closing it gives everything back."""
+    bios, vga = seabios()
+    settings = PcSettings(Firmware(bios.read_bytes(), vga.read_bytes()), log)
+    vm = FirmwareMachine(
+        settings,
+        memory=options.memory,
+        cpus=options.cpus,
+        engine=options.engine,
+        console=session.com1,
+        debug_exit_port=DEBUG_EXIT_PORT,
+        wrap=wrap,
+    )
+    try:
+        session.connect(vm)
+        place = 0
+        for disk in options.disks:
+            place += _add_disk(vm, disk, place)
+        for index, net in enumerate(options.nets):
+            add_net(vm, net, index)
+        vm.add(VirtioRng(vm.loop))
+        vm.power_on()
+    except BaseException:
+        vm.close()
+        raise
+    return vm
+
+
+def _add_disk(vm: FirmwareMachine, option: DiskOption, place: int) -> int:
+    """Plug in one drive; 1 if it took the IDE place `place`."""
+    cdrom = option.interface == "cdrom"
+    disk = Disk(option.path, read_only=option.read_only or cdrom)
+    vm.on_close(disk.close)
+    if option.interface == "virtio":
+        function = vm.add(VirtioBlk(disk, vm.loop, queues=option.queues, serial=option.serial))
+        slot = vm.board.pci.slot_of(function)
+        vm.board.boot_order.append(f"/pci@i0cf8/scsi@{slot:x}/disk@0,0")
+        return 0
+    if place == IDE_PLACES:
+        raise UsageError(f"disk {option.path}: a PC has {IDE_PLACES} IDE drives; add if=virtio to some")
+    vm.add_drive(CdRom(disk) if cdrom else AtaDisk(disk, serial=option.serial or f"BV{place + 1:05}"), place)
+    vm.board.boot_order.append(f"/pci@i0cf8/ide@1,1/drive@{place >> 1}/disk@{place & 1}")
+    return 1
+
+
+def run_pc(options: RunOptions, view: View, stack: ExitStack) -> int:
+    """Run the PC until it ends or is left; the exit status."""
+    if not options.disks:
+        raise UsageError("--machine pc boots from a disk: give --disk IMAGE (bivisor image disk makes one)")
+    if options.kernel is not None or options.command is not None or options.initrd is not None:
+        raise UsageError("--machine pc boots what its disks have: --kernel, --initrd and --exec are for --machine direct")
+    deadline = None if view.timeout is None else time.monotonic() + view.timeout
+    while True:
+        left = None if deadline is None else max(0.001, deadline - time.monotonic())
+        outcome = _one_boot(options, view, left, stack)
+        if outcome is None:
+            say(f"the guest did not end within {view.timeout:g} s")
+            return TIMED_OUT
+        if outcome.end is not End.RESET or options.no_reboot:
+            break
+    if outcome.end is not End.POWER_OFF and not view.quiet:
+        say(str(outcome))
+    return outcome.exit_status
+
+
+def _one_boot(options: RunOptions, view: View, timeout: float | None, outer: ExitStack) -> Outcome | None:
+    """From reset to the end: how it ended, or None where `timeout` (seconds) passed."""
+    log = Log(_to_stderr if view.verbose else None)
+    session = TerminalSession(virtio=False, is_terminal=os.isatty(0), log=Log())
+    with watch_exits(view) as watcher, ExitStack() as stack:
+        vm = launch_pc(options, session, log=log, wrap=watcher.wrap if watcher else None)
+        stack.callback(vm.close)
+        if watcher is not None:
+            watcher.watch(vm)
+        if options.control is not None:
+            stack.enter_context(ControlSocket(Path(options.control), vm))
+        if view.verbose:
+            say(f"engine {vm.why}")
+        outcome = until_the_end(vm, session, view, timeout)
+        if watcher is not None and watcher.timed:
+            watcher.report(as_json=view.as_json)
+    return outcome
+
+
+def _to_stderr(data: bytes) -> None:
+    os.write(2, data)
