@@ -111,6 +111,26 @@ def build_command(kernel: Path, modules: Path | None, extra: tuple[str, ...], ou
     return 0
 
 
+@command.command("disk")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+def disk_command(file: Path, quiet: bool) -> int:
+    """Make a bootable disk image: Debian's kernel, GRUB, a small system with busybox, memtest86+."""
+    import shutil
+
+    from bivisor.errors import HostError
+    from bivisor.image.cache import Cache
+    from bivisor.image.disk import build_disk
+
+    made = build_disk(Cache(), _progress(quiet))
+    try:
+        shutil.copyfile(made, file)
+    except OSError as error:
+        raise HostError(f"cannot write {file}: {error.strerror}") from error
+    click.echo(f"{file}: bivisor run --machine pc --disk {file}")
+    return 0
+
+
 @command.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
 @_JSON

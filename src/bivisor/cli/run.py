@@ -35,12 +35,21 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
 @click.option("--protocol", metavar="NAME", help="Boot protocol: linux64, pvh, multiboot or raw, if not the best one.")
 @click.option("--memory", metavar="SIZE", default="256", show_default=True, help="MiB, or with a unit: 512M, 2G.")
 @click.option("--cpus", metavar="N", type=int, default=1, show_default=True, help="Virtual processors.")
-@click.option("--disk", "disks", multiple=True, metavar="PATH[,ro][,queues=N][,serial=S]", help="Add a raw disk image.")
+@click.option("--disk", "disks", multiple=True, metavar="PATH[,ro][,queues=N][,serial=S]", help="Add a raw disk image; with --machine pc also ,if=ide|cdrom|virtio.")
 @click.option("--net", "nets", multiple=True, metavar="user|tap=NAME|socket=PATH[,mac=…]", help="Add a network.")
 @click.option("--engine", metavar="auto|kvm|soft", default="auto", show_default=True, help="What runs the guest.")
 @click.option(
     "--exec", "command", metavar="COMMAND", help="Run this in the guest's shell; its streams and status are ours."
 )
+@click.option(
+    "--machine",
+    metavar="direct|pc",
+    default="direct",
+    show_default=True,
+    help="direct: a kernel that is handed over; pc: firmware that boots from a disk.",
+)
+@click.option("--no-reboot", is_flag=True, help="With --machine pc: a reset ends the run.")
+@click.option("--control", metavar="SOCKET", help="With --machine pc: where `screenshot` and `keys` find it.")
 @click.option("--timeout", metavar="SECONDS", type=float, help="Stop the guest after this time.")
 @click.option(
     "--stats", is_flag=True, help="At the end: exits by reason, time inside and outside of the guest (stderr)."
@@ -64,4 +73,9 @@ def command(**words: Any) -> int:
 
     names = ("timeout", "stats", "as_json", "trace", "quiet", "gdb")
     view = View(**{name: words.pop(name) for name in names}, verbose=words["verbose"])
-    return run(RunOptions.of(**words), view)
+    options = RunOptions.of(**words)
+    if options.machine == "pc":
+        from bivisor.toolstack.pc import run_pc
+
+        return run(options, view, run_pc)
+    return run(options, view)

@@ -93,7 +93,7 @@ def launch(
         for disk in options.disks:
             _add_disk(vm, disk)
         for index, net in enumerate(options.nets):
-            _add_net(vm, net, index)
+            add_net(vm, net, index)
         _add_balloon(vm)
         if attach is not None:
             attach(vm)
@@ -139,7 +139,8 @@ def _add_disk(vm: VirtualMachine, option: DiskOption) -> None:
     vm.add(VirtioBlk(disk, vm.loop, queues=option.queues, serial=option.serial))
 
 
-def _add_net(vm: VirtualMachine, option: NetOption, index: int) -> None:
+def add_net(vm: VirtualMachine, option: NetOption, index: int) -> None:
+    """Plug in the network interface number `index`."""
     from bivisor.platform.virtio.net import VirtioNet, parse_mac
 
     mac = option.mac or f"52:54:00:b1:00:{index + 1:02x}"

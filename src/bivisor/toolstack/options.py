@@ -29,26 +29,35 @@ def parse_memory(text: str | int) -> int:
     return -(-size // MIB) * MIB
 
 
+_INTERFACES = ("ide", "cdrom", "virtio")
+MACHINES = ("direct", "pc")
+
+
 @dataclass(frozen=True, slots=True)
 class DiskOption:
-    """A raw image or block device; `queues` request queues (1 to 16), `serial` up to 20 bytes."""
+    """A raw image or block device; `queues` request queues (1 to 16), `serial` up to 20 bytes. `interface` is "ide",
+    "cdrom" or "virtio", "" for the machine's own choice."""
 
     path: Path
     read_only: bool = False
     queues: int = 1
     serial: str = ""
+    interface: str = ""
 
     @classmethod
     def parse(cls, text: str) -> DiskOption:
-        """PATH[,ro][,queues=N][,serial=S]. A comma in PATH is fine as long as no option follows it by name."""
-        path, words = _split(text, ("ro", "queues", "serial"))
+        """PATH[,ro][,queues=N][,serial=S][,if=ide|cdrom|virtio]. A comma in PATH is fine as long as no option follows it by name."""
+        path, words = _split(text, ("ro", "queues", "serial", "if"))
         queues = _number("disk", "queues", words.pop("queues", "1"), 1, _DISK_QUEUES_MAX)
         serial = words.pop("serial", "")
         if not path:
             raise UsageError(f"disk {text!r}: a path comes first, as in disk.img,ro")
         if len(serial.encode()) > 20:
             raise UsageError(f"disk {path}: the serial {serial!r} has more than 20 bytes")
-        return cls(Path(path), "ro" in words, queues, serial)
+        interface = words.pop("if", "")
+        if interface not in ("", *_INTERFACES):
+            raise UsageError(f"disk {path}: if={interface} is none of {', '.join(_INTERFACES)}")
+        return cls(Path(path), "ro" in words, queues, serial, interface)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,9 @@ class RunOptions:
     engine: str = "auto"
     command: str | None = None
     verbose: bool = False
+    machine: str = "direct"
+    no_reboot: bool = False
+    control: Path | None = None
 
     @classmethod
     def of(
@@ -102,10 +114,15 @@ class RunOptions:
         engine: str = "auto",
         command: str | None = None,
         verbose: bool = False,
+        machine: str = "direct",
+        no_reboot: bool = False,
+        control: str | Path | None = None,
     ) -> RunOptions:
         """The options in the words of the command line (`memory` in MiB or with a unit). UsageError in one line."""
         if cpus < 1:
             raise UsageError(f"{cpus} processors: a machine has at least one")
+        if machine not in MACHINES:
+            raise UsageError(f"machine {machine!r}: it is {' or '.join(MACHINES)}")
         return cls(
             kernel=None if kernel is None else Path(kernel),
             initrd=None if initrd is None else Path(initrd),
@@ -118,6 +135,9 @@ class RunOptions:
             engine=engine,
             command=command,
             verbose=verbose,
+            machine=machine,
+            no_reboot=no_reboot,
+            control=None if control is None else Path(control),
         )
 
 

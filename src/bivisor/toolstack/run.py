@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -40,19 +40,24 @@ class View:
     quiet: bool = False
 
 
+Runner = Callable[[RunOptions, View, ExitStack], int]
+"""Runs a guest of another kind, with what it holds on the stack; the exit status."""
+
+
 class _Terminated(BaseException):
     """SIGTERM or SIGHUP: leave as with Ctrl-C."""
 
 
-def run(options: RunOptions, view: View) -> int:
-    """Run a guest until it ends or is left; the exit status."""
+def run(options: RunOptions, view: View, runner: Runner | None = None) -> int:
+    """Run a guest until it ends or is left; the exit status. `runner` does it, if it is not one that is loaded here."""
     if view.timeout is not None and not view.timeout > 0:
         raise UsageError(f"--timeout {view.timeout:g}: a number of seconds above 0")
     with ExitStack() as stack:
         stack.enter_context(_signals())
-        watcher = _watcher(view, stack)
         try:
-            status = _run(options, view, watcher, stack)
+            if runner is not None:
+                return runner(options, view, stack)
+            status = _run(options, view, _watcher(view, stack), stack)
         except (KeyboardInterrupt, _Terminated):
             status = End.STOPPED.value
         return status
@@ -71,22 +76,22 @@ def _run(options: RunOptions, view: View, watcher: Watcher | None, stack: ExitSt
     if watcher is not None:
         watcher.watch(vm)
     if view.verbose:
-        _say(f"engine {vm.why}")
+        say(f"engine {vm.why}")
 
-    outcome = _until_the_end(vm, session, view)
+    outcome = until_the_end(vm, session, view)
     if watcher is not None and watcher.timed:
         watcher.report(as_json=view.as_json)
     if outcome is None:
-        _say(f"the guest did not end within {view.timeout:g} s")
+        say(f"the guest did not end within {view.timeout:g} s")
         return TIMED_OUT
     if outcome.end is End.STOPPED and isinstance(session, TerminalSession) and not view.quiet:
-        _say(str(outcome))
+        say(str(outcome))
     if outcome.end in _ABNORMAL:
         if not view.verbose and not (isinstance(session, TerminalSession) and session.was_seen):
             for line in log.lines(_LAST_LINES):
                 print(line, file=sys.stderr)
         reason = log.panic() if outcome.end is End.PANIC else ""
-        _say(f"{outcome}: {reason}" if reason else str(outcome))
+        say(f"{outcome}: {reason}" if reason else str(outcome))
     return outcome.exit_status
 
 
@@ -96,18 +101,22 @@ def _has_hvc(options: RunOptions, found: Payload) -> bool:
     return found.ours and (not consoles or consoles[-1].startswith("console=hvc"))
 
 
-def _until_the_end(vm: VirtualMachine, session: CommandSession | TerminalSession, view: View) -> Outcome | None:
+def until_the_end(
+    vm: VirtualMachine, session: CommandSession | TerminalSession, view: View, timeout: float | None = None
+) -> Outcome | None:
+    """Start `vm` and wait; how it ended, or None where `timeout` (that of `view`, if none is given) passed."""
+    timeout = view.timeout if timeout is None else timeout
     gc.freeze()  # what is there stays
     gc.enable()
     if isinstance(session, CommandSession):
         vm.start()
-        outcome = vm.wait(view.timeout)
+        outcome = vm.wait(timeout)
     else:
         if os.isatty(0) and not view.quiet:
-            _say(f"booting a guest with {vm.why or 'an engine of its own'}; Ctrl-] leaves")
+            say(f"booting a guest with {vm.why or 'an engine of its own'}; Ctrl-] leaves")
         with raw_terminal(0, session.resize):
             vm.start()
-            outcome = vm.wait(view.timeout)
+            outcome = vm.wait(timeout)
     if outcome is None:
         vm.stop()
         vm.wait()
@@ -125,6 +134,13 @@ def _watcher(view: View, stack: ExitStack) -> Watcher | None:
 
     trace = None if view.trace is None else stack.enter_context(open_trace(view.trace))
     return Watcher(trace, timed=stats)
+
+
+@contextmanager
+def watch_exits(view: View) -> Iterator[Watcher | None]:
+    """What --stats and --trace ask for, None without them."""
+    with ExitStack() as stack:
+        yield _watcher(view, stack)
 
 
 @contextmanager
@@ -148,5 +164,6 @@ def _to_stderr(data: bytes) -> None:
     sys.stderr.flush()
 
 
-def _say(words: str) -> None:
+def say(words: str) -> None:
+    """Tell the person on standard error."""
     print(f"bivisor: {words}", file=sys.stderr, flush=True)

@@ -99,6 +99,10 @@ class PciBus:
             function.config[reg.INTERRUPT_LINE] = isa_line_of(slot, function.pin)
         return slot
 
+    def slot_of(self, function: PciFunction) -> int:
+        """The slot that `function` is in."""
+        return self._places[function] // FUNCTIONS
+
     def assign(self) -> None:
         """Give each BAR that has no address one, as firmware does, largest first. UsageError when space runs out."""
         bars = [(function, bar) for function in self.functions for bar in function.bars.values()]
