@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit" / "virtio"))
 
 from blk_front import BlkFront, disk, service
 from fake_domu import FakeDomU, fake_host
-from virtio import DATA, ROUNDS, block_round
 from virtio_driver import bring_up
 
 from bivisor.abi import virtio as abi
@@ -28,6 +27,7 @@ from bivisor.host.loop import ManualLoop
 from bivisor.memory import PAGE, GuestMemory
 from bivisor.platform.virtio.blk import VirtioBlk
 from bivisor.toolstack import xendevices
+from virtio import DATA, ROUNDS, block_round
 
 IMAGE = 64 << 20
 SHAPES = (1, 11, 32)

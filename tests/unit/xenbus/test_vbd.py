@@ -64,7 +64,7 @@ def pattern(seed: int, length: int = PAGE) -> bytes:
     return random.Random(seed).randbytes(length)
 
 
-WAYS = {
+WAYS: dict[str, dict[str, object]] = {
     "one page": {},
     "persistent": {"persistent": True},
     "two pages": {"order": 1},
@@ -169,7 +169,8 @@ def test_flush_barrier_and_discard_are_carried_out_in_order(plug: Plug, image: P
 def test_the_nodes_of_a_disk_say_what_it_is_and_can(host: FakeHost, image: Path) -> None:
     block = service(host)
     domu = FakeDomU(host)
-    device = disk(domu.domid, image, "r", **{"device-type": "cdrom", "removable": 1})
+    kind: dict[str, str | int] = {"device-type": "cdrom", "removable": 1}
+    device = disk(domu.domid, image, "r", **kind)
     xendevices.add(host.store, device)
     host.settle()
     front = BlkFront(domu, device)
