@@ -35,7 +35,13 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
 @click.option("--protocol", metavar="NAME", help="Boot protocol: linux64, pvh, multiboot or raw, if not the best one.")
 @click.option("--memory", metavar="SIZE", default="256", show_default=True, help="MiB, or with a unit: 512M, 2G.")
 @click.option("--cpus", metavar="N", type=int, default=1, show_default=True, help="Virtual processors.")
-@click.option("--disk", "disks", multiple=True, metavar="PATH[,ro][,queues=N][,serial=S]", help="Add a raw disk image; with --machine pc also ,if=ide|cdrom|virtio.")
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="PATH[,ro][,queues=N][,serial=S]",
+    help="Add a raw disk image; with --machine pc also ,if=ide|cdrom|virtio.",
+)
 @click.option("--net", "nets", multiple=True, metavar="user|tap=NAME|socket=PATH[,mac=…]", help="Add a network.")
 @click.option("--engine", metavar="auto|kvm|soft", default="auto", show_default=True, help="What runs the guest.")
 @click.option(

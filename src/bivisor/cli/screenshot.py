@@ -1,4 +1,4 @@
-"""`bivisor screenshot` and `bivisor keys`: the screen and the keyboard of a running PC. See `bivisor.toolstack.control`."""
+"""`bivisor screenshot` and `bivisor keys`: screen and keyboard of a running PC. See `bivisor.toolstack.control`."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ ttyS0::respawn:/sbin/getty -L 115200 ttyS0 vt100
 _RC = """\
 #!/bin/sh
 hostname -F /etc/hostname
-mount -t devpts devpts /dev/pts -o mode=620,ptmxmode=666 2>/dev/null || { mkdir -p /dev/pts; mount -t devpts devpts /dev/pts; }
+mkdir -p /dev/pts
+mount -t devpts devpts /dev/pts -o mode=620,ptmxmode=666
 mount -o remount,rw /
 ip link set lo up
 """

@@ -31,9 +31,7 @@ _HALF_TURN = 1 << 31
 class AcpiPm:
     """The block of registers. `sci` is the system control interrupt, level-triggered; `s5_type` the SLP_TYP of S5."""
 
-    def __init__(
-        self, clock: Clock, sci: Callable[[bool], None], on_event: OnEvent, *, s5_type: int = S5_TYPE
-    ) -> None:
+    def __init__(self, clock: Clock, sci: Callable[[bool], None], on_event: OnEvent, *, s5_type: int = S5_TYPE) -> None:
         self._s5_type = s5_type
         self._clock = clock
         self._sci = sci

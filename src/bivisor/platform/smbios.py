@@ -10,6 +10,7 @@ import uuid as uuids
 
 _ENTRY_POINT = struct.Struct("<4sBBBBHB5s5sBHIHB")
 _UNKNOWN = 2
+KIND = "pc-i440fx"
 _MIB = 1 << 20
 
 
@@ -26,15 +27,15 @@ def smbios_tables(
     uuid_bytes = uuid.bytes_le
     low = min(memory, 0xC000_0000)
     parts = [
-        _structure(1, 0x100, struct.pack("<BBBB16sBBB", 1, 2, 3, 0, uuid_bytes, 6, 0, 0), maker, product, "pc-i440fx"),
-        _structure(3, 0x300, struct.pack("<BBBBBBBBBIBBBB", 1, 1, 2, 0, 0, 3, 3, 3, 2, 0, 0, 0, 0, 0), maker, "pc-i440fx"),
+        _structure(1, 0x100, struct.pack("<BBBB16sBBB", 1, 2, 3, 0, uuid_bytes, 6, 0, 0), maker, product, KIND),
+        _structure(3, 0x300, struct.pack("<BBBBBBBBBIBBBB", 1, 1, 2, 0, 0, 3, 3, 3, 2, 0, 0, 0, 0, 0), maker, KIND),
         *(_processor(index, maker) for index in range(cpus)),
         _structure(16, 0x1000, struct.pack("<BBBIHH", 1, 3, 6, min(memory >> 10, 0x8000_0000), 0xFFFE, 1)),
         _structure(
             17,
             0x1100,
-            struct.pack("<HHHHHBBBBBHHBBBBB", 0x1000, 0xFFFE, 0xFFFF, 0xFFFF, min(memory // _MIB, 0x7FFF), 9, 0, 1, 0, 7,
-                        _UNKNOWN, 0, 2, 0, 0, 0, 0),
+            struct.pack("<HHHHHBBBBBHHBBBBB", 0x1000, 0xFFFE, 0xFFFF, 0xFFFF, min(memory // _MIB, 0x7FFF), 9, 0, 1, 0,
+                        7, _UNKNOWN, 0, 2, 0, 0, 0, 0),
             "DIMM 0", maker,
         ),
         _structure(19, 0x1300, struct.pack("<IIHB", 0, (low >> 10) - 1, 0x1000, 1)),

@@ -46,7 +46,8 @@ class DiskOption:
 
     @classmethod
     def parse(cls, text: str) -> DiskOption:
-        """PATH[,ro][,queues=N][,serial=S][,if=ide|cdrom|virtio]. A comma in PATH is fine as long as no option follows it by name."""
+        """PATH[,ro][,queues=N][,serial=S][,if=ide|cdrom|virtio]. A comma in PATH is fine as long as no option follows
+        it by name."""
         path, words = _split(text, ("ro", "queues", "serial", "if"))
         queues = _number("disk", "queues", words.pop("queues", "1"), 1, _DISK_QUEUES_MAX)
         serial = words.pop("serial", "")

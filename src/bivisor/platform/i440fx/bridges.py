@@ -1,8 +1,8 @@
-"""The host bridge (82441FX PMC), the ISA bridge (82371SB PIIX3) with its interrupt routing, and power management (PIIX4).
+"""The host bridge (82441FX), the ISA bridge (82371SB PIIX3) with its interrupt routing, power management (PIIX4).
 
 Specification: Intel 82441FX data sheet, "Configuration registers"; Intel 82371SB data sheet, "PIRQRC"; Intel 82371AB
-(PIIX4) data sheet, function 3. The RAM behind the PAM registers is always there, with the firmware in it from the start:
-what they would switch between is one and the same, and write protection is not carried out.
+(PIIX4) data sheet, function 3. The RAM behind the PAM registers is always there, with the firmware in it from the
+start: what they would switch between is one and the same, and write protection is not carried out.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class IsaBridge(PciFunction):
 
 
 class PowerManagement(PciFunction):
-    """Function 3 of the PIIX4: places the ACPI registers `pm` on `ports` where PMBASE says, once PMREGMISC enables it."""
+    """Function 3 of the PIIX4: the ACPI registers `pm` answer where PMBASE says, once PMREGMISC enables them."""
 
     def __init__(self, ports: Bus, pm: AcpiPm) -> None:
         super().__init__(Identity(0x8086, 0x7113, 0x068000, 0x03, *_SUBSYSTEM), name="PIIX4 power management", pin=1)

@@ -232,7 +232,10 @@ class CdRom(Drive):
 
     def _mode_sense(self, packet: bytes) -> None:
         page = packet[2] & 0x3F
-        pages = {0x01: bytes((1, 6, 0, 5, 0, 0, 0, 0)), 0x2A: bytes((0x2A, 18, 3, 0, 0x71, 0x60, 0x29)).ljust(20, b"\0")}
+        pages = {
+            0x01: bytes((1, 6, 0, 5, 0, 0, 0, 0)),
+            0x2A: bytes((0x2A, 18, 3, 0, 0x71, 0x60, 0x29)).ljust(20, b"\0"),
+        }
         if page not in pages:
             self._check(_BAD_FIELD)
             return

@@ -9,7 +9,21 @@ import struct
 from collections.abc import Callable
 from typing import ClassVar
 
-from bivisor.platform.ide.drive import ABRT, DRDY, DRQ, DSC, IDNF, LBA, PIECES, SECTOR, UNC, Dma, Drive, Pio, identity_text
+from bivisor.platform.ide.drive import (
+    ABRT,
+    DRDY,
+    DRQ,
+    DSC,
+    IDNF,
+    LBA,
+    PIECES,
+    SECTOR,
+    UNC,
+    Dma,
+    Drive,
+    Pio,
+    identity_text,
+)
 from bivisor.platform.virtio.blk import BlockBackend
 
 HEADS, SECTORS = 16, 63
@@ -63,9 +77,9 @@ class AtaDisk(Drive):
             0x90: self._diagnose,
         }
         for codes, extended in (((0x20, 0x21), False), ((0x24,), True)):
-            table |= dict.fromkeys(codes, lambda extended=extended: self._read(1, extended))  # type: ignore[misc]
+            table |= dict.fromkeys(codes, lambda extended=extended: self._read(1, extended))
         for codes, extended in (((0x30, 0x31), False), ((0x34,), True)):
-            table |= dict.fromkeys(codes, lambda extended=extended: self._write(1, extended))  # type: ignore[misc]
+            table |= dict.fromkeys(codes, lambda extended=extended: self._write(1, extended))
         table[0xC4] = lambda: self._read(self._multiple, False)
         table[0x29] = lambda: self._read(self._multiple, True)
         table[0xC5] = lambda: self._write(self._multiple, False)
@@ -77,7 +91,7 @@ class AtaDisk(Drive):
             ((0x35,), False, True),
         ):
             start = lambda to_memory=to_memory, extended=extended: self._start_dma(to_memory, extended)  # noqa: E731
-            table |= dict.fromkeys(codes, start)  # type: ignore[arg-type]
+            table |= dict.fromkeys(codes, start)
         for code in (0x40, 0x41, 0x42):
             table[code] = lambda code=code: self._verify(code == 0x42)  # type: ignore[misc]
         for code in (*range(0x10, 0x20), 0x70, 0x94, 0x95, 0x96, 0x97, 0x99, 0xE0, 0xE1, 0xE2, 0xE3, 0xE6):

@@ -1,4 +1,4 @@
-"""The 8042 keyboard controller with a keyboard and a mouse, at ports 0x60 and 0x64; it also resets the PC and gates A20.
+"""The 8042 keyboard controller with a keyboard and a mouse, at ports 0x60 and 0x64; it resets the PC and gates A20.
 
 Specification: IBM Personal System/2 technical reference, "Keyboard and Auxiliary Device Controller".
 """
@@ -88,7 +88,7 @@ class Ps2Controller:
         return self._last
 
     def _translated(self) -> int:
-        """The keyboard's next byte; with translation a break code's prefix becomes the top bit of the code behind it."""
+        """The keyboard's next byte; translation makes a break code's prefix the top bit of the code behind it."""
         byte = self.keyboard.queue.popleft()
         if not self._ctr & CTR_TRANSLATE:
             return byte

@@ -54,7 +54,7 @@ class Keyboard:
             case 0xF0, _:
                 self._set = 1 if value == 1 else 2
                 self._send(ACK)
-            case (0xF3 | 0xFB | 0xFC | 0xFD), _:
+            case ((0xF3 | 0xFB | 0xFC | 0xFD), _):
                 self._send(ACK)
             case _, 0xFF:
                 self._reset()

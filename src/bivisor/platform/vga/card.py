@@ -1,4 +1,4 @@
-"""The adapter: a PCI function (1234:1111, as Bochs and QEMU have it) with its memory in BAR 0 and its registers in BAR 2.
+"""The adapter: a PCI function (1234:1111, as Bochs and QEMU have it) with its memory in BAR 0, its registers in BAR 2.
 
 Specification: QEMU docs/specs/standard-vga.rst. Text and chained memory are shown to the guest as memory, so that a
 screen costs no exits; what the graphics controller has to look at (planes, fonts) comes as accesses.

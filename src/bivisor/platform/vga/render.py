@@ -161,4 +161,6 @@ def _planar(registers: VgaRegisters, memory: memoryview) -> Frame:
             bits = b"".join(spread[byte] for byte in data[plane::4])
             pixels |= int.from_bytes(bits, "big") << plane
         out += pixels.to_bytes(8 * columns, "big")
-    return Frame(8 * columns, height, 8, 8 * columns, bytes(out.translate(colours.ljust(256, b"\0"))), palette_of(registers))
+    return Frame(
+        8 * columns, height, 8, 8 * columns, bytes(out.translate(colours.ljust(256, b"\0"))), palette_of(registers)
+    )
