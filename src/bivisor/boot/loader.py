@@ -34,7 +34,7 @@ def inspect(image: Path | str | bytes, *, cache: Cache | None = None) -> Image:
             source = Source("the image", data=image)
         else:
             source = stack.enter_context(Source.open(Path(image), "kernel"))
-        source, found = _open(source, cache or uncached, stack)
+        source, found = open_image(source, cache or uncached, stack)
         if found.bzimage is None:
             return found
         inner = bzimage.payload(source, found.bzimage, cache or uncached)
@@ -71,7 +71,7 @@ def load(
         if protocol == RAW:
             image = Image(RAW, X86_64, (RAW,))
         else:
-            source, image = _open(source, cache or uncached, stack)
+            source, image = open_image(source, cache or uncached, stack)
         request = Request(
             place=Placement(memory, reserve),
             source=source,
@@ -98,7 +98,7 @@ def _initrd(path: Path | None, tail: bytes, stack: ExitStack) -> Source | None:
     return Source(source.name, data=source.read(0, source.size) + padding + tail)
 
 
-def _open(source: Source, cache: Cache, stack: ExitStack) -> tuple[Source, Image]:
+def open_image(source: Source, cache: Cache, stack: ExitStack) -> tuple[Source, Image]:
     """Recognise `source`; if it is packed as a whole (xen.gz), what is inside, which `stack` closes."""
     found = recognise(source)
     if found.kind != found.compression:

@@ -199,6 +199,11 @@ class Domain:
         return gfn
 
     @property
+    def absent(self) -> set[int]:
+        """The frames of its RAM that it has given up."""
+        return self._absent
+
+    @property
     def pages(self) -> int:
         """How many frames the domain has (XENMEM_current_reservation)."""
         return self.memory.size // PAGE - len(self._absent)

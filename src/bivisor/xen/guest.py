@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bivisor.abi.xen import xen as abi
-from bivisor.cpu.contract import Engine, Machine
+from bivisor.cpu.contract import Engine, Machine, Vcpu
 from bivisor.cpu.exits import Exit
 from bivisor.errors import EngineError, UsageError
 from bivisor.memory import PAGE, GuestMemory, Slot
@@ -65,12 +65,23 @@ class PvhGuest:
         self.threads: tuple[VcpuThread, ...] = ()
         for slot in memory.slots:
             self.machine.map(slot)
-        self.machine.create_local_apics()
-        self._instruction = self.machine.take_xen_hypercalls(abi.HYPERCALL_PAGE_MSR)
+        self._has_callback = False
+        self._prepare()
         memory.listen(self.machine.invalidate)
-        self._has_callback = self._connect_callback()
         self.vcpus = [self.machine.create_vcpu(index) for index in range(vcpus)]
         self.vcpu = self.vcpus[0]
+
+    def _prepare(self) -> None:
+        """Before there are processors."""
+        self.machine.create_local_apics()
+        self._instruction = self.machine.take_xen_hypercalls(abi.HYPERCALL_PAGE_MSR)
+        self._has_callback = self._connect_callback()
+
+    def _processor(self, domain: Domain, vcpu: Vcpu) -> VcpuThread:
+        """The thread of a processor, which is told what it says of itself."""
+        vcpu.set_cpuid(domain_cpuid(self._engine, vcpu, len(self.vcpus), domain.domid))
+        vcpu.set_msrs({_MTRR_DEF_TYPE: _MTRRS_ON_WRITE_BACK})
+        return VcpuThread(self, domain, vcpu)
 
     def _connect_callback(self) -> bool:
         """Whether upcalls can go past the local APIC, as kernels before Linux 6.0 want them."""
@@ -87,10 +98,7 @@ class PvhGuest:
         domain.send_nmi = lambda index: self.threads[index].send_nmi()
         domain.cpu_time = lambda index: self.threads[index].cpu_time()
         domain.halts = lambda index: self.sleeps(self.threads[index].native_id)
-        for vcpu in self.vcpus:
-            vcpu.set_cpuid(domain_cpuid(self._engine, vcpu, len(self.vcpus), domain.domid))
-            vcpu.set_msrs({_MTRR_DEF_TYPE: _MTRRS_ON_WRITE_BACK})
-        self.threads = tuple(VcpuThread(self, domain, vcpu) for vcpu in self.vcpus)
+        self.threads = tuple(self._processor(domain, vcpu) for vcpu in self.vcpus)
         self._clock = GuestClock(self._engine.tsc_khz(), self.threads[0].tsc(), self.xen.system_time())
         if hasattr(self.vcpu, "post"):
             domain.events.defer = self.threads[0].defer

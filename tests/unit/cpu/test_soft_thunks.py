@@ -38,6 +38,13 @@ FIELDS = {
     "C_RAM": "ram",
     "C_CODE_MAP": "code_map",
     "C_CODE_PAGES": "code_pages",
+    "C_SYSCALL": "syscall",
+    "C_READ_CR": "read_cr",
+    "C_WRITE_CR": "write_cr",
+    "C_PF_MASK": "page_fault_mask",
+    "C_PF_MATCH": "page_fault_match",
+    "C_SHORT_NR": "shortcut_number",
+    "C_SHORT_RIP": "shortcut_rip",
     "C_NEXT": "next_mmio",
 }
 PLACES = {

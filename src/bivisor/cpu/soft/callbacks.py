@@ -27,6 +27,7 @@ from bivisor.cpu.soft.accesses import Accesses
 from bivisor.cpu.soft.msr import HANDLED, LIBRARY_OWNED, USE_LIBRARY, MsrFault, Msrs
 
 if TYPE_CHECKING:
+    from bivisor.cpu.soft.supervised import SoftSupervised
     from bivisor.cpu.soft.vcpu import SoftVcpu
 
 _VMCALL = b"\x0f\x01\xc1"
@@ -48,6 +49,7 @@ class Callbacks(Accesses):
         self.bypass = False
         self.breakpoints: tuple[int, ...] = ()
         self._stepped_over = -1
+        self.supervised: SoftSupervised | None = None
         context.rdmsr = p.RDMSR(self._rdmsr)
         context.wrmsr = p.WRMSR(self._wrmsr)
         context.cpuid = p.CPUID(self._cpuid)
@@ -190,6 +192,8 @@ class Callbacks(Accesses):
                 self.exit = Debug(Vector.BP, pc, 0, 0)
                 cpu.old_exception.value = -1
                 return _LEAVE
+            if self.supervised is not None and vector != Vector.BP:
+                return _DEALT_WITH if self.supervised.trap(vector) else _DELIVER
             if vector == Vector.UD:
                 code = self._vcpu.read_linear(cpu.eip.value + cpu.segs[1].base, 3)
                 if code in (_VMCALL, _VMMCALL):

@@ -53,6 +53,7 @@ ENV_IDT = 184 + 9 * 24
 ENV_CR = 424
 ENV_EFER = 592
 ENV_STAR = 4824
+ENV_KERNEL_GS_BASE = 4864
 ENV_ERROR_CODE = 5384
 ENV_IS_INT = 5388
 ENV_NEXT_EIP = 5392
@@ -127,6 +128,9 @@ CPUID = C.CFUNCTYPE(None)
 TRAP = C.CFUNCTYPE(C.c_int, C.c_uint32)
 INTA = C.CFUNCTYPE(C.c_int)
 BREAK = C.CFUNCTYPE(C.c_int, C.c_uint64)
+SYSCALL = C.CFUNCTYPE(None)
+READ_CR = C.CFUNCTYPE(C.c_uint64, C.c_uint32)
+WRITE_CR = C.CFUNCTYPE(None, C.c_uint32, C.c_uint64)
 READ_CR8 = C.CFUNCTYPE(C.c_uint64)
 WRITE_CR8 = C.CFUNCTYPE(None, C.c_uint64)
 MMIO_READ = C.CFUNCTYPE(C.c_uint64, C.c_uint64, C.c_uint32)
@@ -159,6 +163,13 @@ class Context(C.Structure):
         ("code_map", C.c_void_p),
         ("code_pages", C.c_uint64),
         ("next_mmio", C.c_uint64),
+        ("syscall", SYSCALL),
+        ("read_cr", READ_CR),
+        ("write_cr", WRITE_CR),
+        ("page_fault_mask", C.c_uint32),
+        ("page_fault_match", C.c_uint32),
+        ("shortcut_number", C.c_uint64),
+        ("shortcut_rip", C.c_uint64),
     )
 
 
@@ -199,6 +210,8 @@ class Library:
         self.cc_compute_all = self._function("cpu_cc_compute_all_x86_64", C.c_uint32, C.c_void_p, C.c_int)
         self.rdtsc = C.CFUNCTYPE(C.c_uint64)(self.entries["rdtsc"])
         self.tlb_flush = self._function("tlb_flush_x86_64", None, C.c_void_p)
+        self.tlb_flush_page = self._function("tlb_flush_page_x86_64", None, C.c_void_p, C.c_uint64)
+        self.update_cr3 = self._function("cpu_x86_update_cr3_x86_64", None, C.c_void_p, C.c_uint64)
         self.tb_flush = self._function("tb_flush_x86_64", None, C.c_void_p)
         self.invalidate = self._function("tb_invalidate_phys_range_x86_64", None, C.c_void_p, C.c_uint64, C.c_uint64)
         self.find_mapping = self._function("find_memory_mapping_x86_64", C.c_void_p, C.c_void_p, C.c_uint64)
@@ -321,6 +334,7 @@ class Cpu:
         self.gdt = SegmentCache.from_address(env + ENV_GDT)
         self.idt = SegmentCache.from_address(env + ENV_IDT)
         self.cr = (u64 * 5).from_address(env + ENV_CR)
+        self.kernel_gs_base = u64.from_address(env + ENV_KERNEL_GS_BASE)
         self.efer = u64.from_address(env + ENV_EFER)
         self.dr = (u64 * 8).from_address(env + ENV_DR)
         self.error_code = u32.from_address(env + ENV_ERROR_CODE)

@@ -60,6 +60,13 @@
         .set C_CODE_MAP,    424                 # u8 *: for each page of RAM, whether code was translated from it
         .set C_CODE_PAGES,  432                 # u64: its length
         .set C_NEXT,        440                 # u64: where a second part of the last access to MMIO would be
+        .set C_SYSCALL,     448                 # void syscall(): SYSCALL at CPL 0 of a supervised kernel, or 0
+        .set C_READ_CR,     456                 # u64 read_cr(number), or 0
+        .set C_WRITE_CR,    464                 # void write_cr(number, value), or 0
+        .set C_PF_MASK,     472                 # u32: page faults go to trap() if these bits of the error code
+        .set C_PF_MATCH,    476                 # u32: are these
+        .set C_SHORT_NR,    480                 # u64: SYSCALL at CPL 0 with this in RAX is no call, but a jump
+        .set C_SHORT_RIP,   488                 # u64: to here
 
         .set UC_HOOKS_WRITE, 0x3d0              # uc->hook[UC_HOOK_MEM_WRITE]
         .set UC_HOOKS_READ, 0x3a0               # uc->hook[UC_HOOK_MEM_READ]
@@ -234,27 +241,49 @@ cpuid:  mov     rax, [rdi + E_CTX]
 
         .balign 16
 read_crN:
-        cmp     esi, 8
-        jne     1f
         mov     rax, [rdi + E_CTX]
         test    rax, rax
         jz      1f
+        cmp     esi, 8
+        jne     2f
         sub     rsp, 8
         call    [rax + C_READ_CR8]
+        add     rsp, 8
+        ret
+2:      cmp     esi, 2                          # CR2 is what the processor last put there
+        je      1f
+        mov     rax, [rax + C_READ_CR]
+        test    rax, rax
+        jz      1f
+        mov     edi, esi
+        sub     rsp, 8
+        call    rax
         add     rsp, 8
         ret
 1:      jmp     [rip + orig_read_crN]
 
         .balign 16
 write_crN:
-        cmp     esi, 8
-        jne     1f
         mov     rax, [rdi + E_CTX]
         test    rax, rax
         jz      1f
+        cmp     esi, 8
+        jne     2f
         push    rdi
         mov     rdi, rdx
         call    [rax + C_WRITE_CR8]
+        pop     rdi
+        jmp     check
+2:      mov     rax, [rax + C_WRITE_CR]
+        test    rax, rax
+        jz      1f
+        mov     r9, [rsp]
+        mov     rcx, [rdi + E_CTX]
+        mov     [rcx + C_RETADDR], r9
+        push    rdi
+        mov     edi, esi
+        mov     rsi, rdx
+        call    rax
         pop     rdi
         jmp     check
 1:      jmp     [rip + orig_write_crN]
@@ -263,8 +292,33 @@ write_crN:
 # rdi: env, esi: length of the instruction.
         .balign 16
 syscall_:
-        cmp     qword ptr [rdi + E_CTX], 0
-        je      9f
+        mov     rax, [rdi + E_CTX]
+        test    rax, rax
+        jz      9f
+        mov     rdx, rax
+        mov     rax, [rax + C_SYSCALL]
+        test    rax, rax
+        jz      7f
+        test    byte ptr [rdi + E_HFLAGS], 3
+        jnz     7f
+        mov     rcx, [rdx + C_SHORT_NR]
+        cmp     rcx, [rdi]
+        je      5f
+        movsxd  rsi, esi                        # a supervised kernel calls its hypervisor, and goes on behind it
+        add     [rdi + E_EIP], rsi
+        push    rdi
+        call    rax
+        pop     rdi
+        cmp     dword ptr [rdi + CPU_EXC - ENV], -1
+        jne     6f
+        ret
+5:      mov     rdx, [rdx + C_SHORT_RIP]
+        mov     [rdi + E_EIP], rdx
+        ret
+6:      lea     rdi, [rdi - ENV]
+        sub     rsp, 8
+        call    [rip + loop_exit]
+7:
         test    byte ptr [rdi + E_EFER], 1      # SCE
         jz      8f
         test    dword ptr [rdi + E_HFLAGS], 1 << 14     # LMA
@@ -363,7 +417,13 @@ exception:
 6:
         bt      dword ptr [rax + C_TRAP_MASK], esi
         jnc     2f
-        push    rsi
+        cmp     esi, 14
+        jne     8f
+        mov     ecx, [rbx + ENV + E_ERROR]
+        xor     ecx, [rax + C_PF_MATCH]
+        test    ecx, [rax + C_PF_MASK]
+        jnz     2f
+8:      push    rsi
         sub     rsp, 8
         mov     edi, esi
         call    [rax + C_TRAP]

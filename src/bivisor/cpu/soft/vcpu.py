@@ -40,6 +40,8 @@ from bivisor.errors import EngineError, GuestAddressError
 
 if TYPE_CHECKING:
     from bivisor.cpu.soft.machine import SoftMachine
+    from bivisor.cpu.soft.supervised import SoftSupervised
+    from bivisor.cpu.supervisor import Supervisor
 
 _INTERRUPTED = Interrupted()
 _SHUTDOWN = Shutdown()

@@ -1,0 +1,158 @@
+"""The hypercalls by which a PV kernel sets up its processor: traps, callbacks, stack, descriptors, segments."""
+
+from __future__ import annotations
+
+import struct
+
+from bivisor.abi.xen import pv as abi
+from bivisor.abi.xen.errno import Errno
+from bivisor.abi.xen.pv import CallbackType, SegmentBase
+from bivisor.xen.errors import XenError
+from bivisor.xen.pv.call import PvCall
+
+_CANONICAL_TOP = (0, 0x1FFFF)
+_DEBUG_ADDRESSES = range(4)
+_DR6, _DR7 = 6, 7
+_GDT_PAGE_ENTRIES = 512
+
+
+def _canonical(address: int) -> None:
+    if address >> 47 not in _CANONICAL_TOP:
+        raise XenError(Errno.EINVAL)
+
+
+def set_trap_table(call: PvCall, table: int, *_: int) -> int:
+    """HYPERVISOR_set_trap_table(table): up to an entry without address; no table takes all handlers away."""
+    private = call.machine.private
+    if not table:
+        for vector in range(256):
+            private.set_trap(vector, 0, 0)
+        return 0
+    for at in range(table, table + 257 * abi.TRAP_INFO.size, abi.TRAP_INFO.size):
+        vector, flags, _, address = abi.TRAP_INFO.unpack(call.read(at, abi.TRAP_INFO.size))
+        if not address:
+            break
+        _canonical(address)
+        private.set_trap(vector, address, flags)
+    return 0
+
+
+def set_gdt(call: PvCall, frames: int, entries: int, *_: int) -> int:
+    """HYPERVISOR_set_gdt(frames, entries)."""
+    entries &= 0xFFFF_FFFF
+    if entries > abi.FIRST_RESERVED_GDT_ENTRY:
+        raise XenError(Errno.EINVAL)
+    count = -(-entries // _GDT_PAGE_ENTRIES)
+    call.machine.set_gdt(struct.unpack(f"<{count}Q", call.read(frames, 8 * count)) if count else ())
+    return 0
+
+
+def update_descriptor(call: PvCall, address: int, descriptor: int, *_: int) -> int:
+    """HYPERVISOR_update_descriptor(machine address, descriptor)."""
+    call.machine.pages.update_descriptor(address, descriptor)
+    return 0
+
+
+def stack_switch(call: PvCall, _: int, rsp: int, *__: int) -> int:
+    """HYPERVISOR_stack_switch(ss, esp): where the kernel's stack is when a program is left."""
+    _canonical(rsp)
+    call.machine.private.set_stack(rsp)
+    return 0
+
+
+def set_callbacks(call: PvCall, event: int, failsafe: int, syscall: int, *_: int) -> int:
+    """HYPERVISOR_set_callbacks(event, failsafe, syscall)."""
+    for address in (event, failsafe, syscall):
+        _canonical(address)
+    private = call.machine.private
+    private.set_callback(CallbackType.EVENT, event, masks_events=True)
+    private.set_callback(CallbackType.SYSCALL, syscall, masks_events=False)
+    return 0
+
+
+def callback_op(call: PvCall, cmd: int, arg: int, *_: int) -> int:
+    """HYPERVISOR_callback_op(cmd, arg)."""
+    private = call.machine.private
+    if cmd == abi.CALLBACKOP_REGISTER:
+        kind, flags, address = abi.CALLBACK_REGISTER.unpack(call.read(arg, abi.CALLBACK_REGISTER.size))
+        _canonical(address)
+    elif cmd == abi.CALLBACKOP_UNREGISTER:
+        (kind,) = abi.CALLBACK_UNREGISTER.unpack(call.read(arg, abi.CALLBACK_UNREGISTER.size))
+        flags, address = 0, 0
+        if kind in (CallbackType.EVENT, CallbackType.FAILSAFE, CallbackType.SYSCALL):
+            raise XenError(Errno.EINVAL)
+    else:
+        raise XenError(Errno.ENOSYS)
+    if kind not in list(CallbackType):
+        raise XenError(Errno.ENOSYS)
+    private.set_callback(kind, address, masks_events=bool(flags & abi.CALLBACKF_MASK_EVENTS))
+    return 0
+
+
+def fpu_taskswitch(call: PvCall, wanted: int, *_: int) -> int:
+    """HYPERVISOR_fpu_taskswitch(set)."""
+    call.machine.set_task_switched(bool(wanted))
+    return 0
+
+
+def set_segment_base(call: PvCall, which: int, base: int, *_: int) -> int:
+    """HYPERVISOR_set_segment_base(which, base)."""
+    cpu = call.machine.cpu
+    match which:
+        case SegmentBase.FS:
+            _canonical(base)
+            cpu.set_base("fs", base)
+        case SegmentBase.GS_USER:
+            _canonical(base)
+            cpu.set_base("kernel_gs", base)
+        case SegmentBase.GS_KERNEL:
+            _canonical(base)
+            cpu.set_base("gs", base)
+        case SegmentBase.GS_USER_SEL:
+            cpu.set_base("kernel_gs", 0)
+        case _:
+            raise XenError(Errno.EINVAL)
+    return 0
+
+
+def set_debugreg(call: PvCall, number: int, value: int, *_: int) -> int:
+    """HYPERVISOR_set_debugreg(number, value): what is set can be read back; the engine traps nothing by it."""
+    if number in _DEBUG_ADDRESSES:
+        if value >> 47:
+            raise XenError(Errno.EPERM)
+    elif number not in (_DR6, _DR7):
+        raise XenError(Errno.EINVAL if number > _DR7 else Errno.ENODEV)
+    call.machine.debug[number] = value
+    return 0
+
+
+def get_debugreg(call: PvCall, number: int, *_: int) -> int:
+    """HYPERVISOR_get_debugreg(number)."""
+    if number in _DEBUG_ADDRESSES or number in (_DR6, _DR7):
+        return call.machine.debug[number]
+    raise XenError(Errno.ENODEV if number < _DR6 else Errno.EINVAL)
+
+
+def physdev_op(call: PvCall, cmd: int, arg: int, *_: int) -> int:
+    """HYPERVISOR_physdev_op(cmd, arg): a domain without devices can say who may try ports that are not there."""
+    if cmd == abi.PHYSDEVOP_SET_IOPL:
+        (iopl,) = struct.unpack("<I", call.read(arg, 4))
+        if iopl > 3:
+            raise XenError(Errno.EINVAL)
+        call.machine.private.set_iopl(iopl)
+        return 0
+    if cmd == abi.PHYSDEVOP_SET_IOBITMAP:
+        (_, ports) = struct.unpack("<QI", call.read(arg, 12))
+        if ports > 65536:
+            raise XenError(Errno.EINVAL)
+        return 0
+    raise XenError(Errno.ENOSYS)
+
+
+def vm_assist(call: PvCall, cmd: int, kind: int, *_: int) -> int:
+    """HYPERVISOR_vm_assist(cmd, type)."""
+    if cmd not in (abi.VMASST_ENABLE, abi.VMASST_DISABLE):
+        raise XenError(Errno.ENOSYS)
+    if kind not in list(abi.VmAssist):
+        raise XenError(Errno.EINVAL)
+    return 0

@@ -1,0 +1,253 @@
+"""The machine that a PV kernel sees: page tables, descriptors, traps, control registers, and what it may ask of them.
+
+The kernel runs at CPL 0 of an engine's machine which holds its domain alone (`cpu.supervisor`): nothing that it does
+there reaches further than its own memory. What Xen promises it about page tables and descriptors, `pages.py` keeps.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bivisor.abi.x86 import Cr0, Cr4, Vector
+from bivisor.abi.xen.pv import INVALID_M2P_ENTRY
+from bivisor.cpu.registers import CpuidEntry
+from bivisor.cpu.soft.model import CpuidTable
+from bivisor.cpu.supervisor import Supervised
+from bivisor.memory import PAGE
+from bivisor.xen.domain import Domain
+from bivisor.xen.errors import XenError
+from bivisor.xen.pv import emulate
+from bivisor.xen.pv.pages import DESCRIPTORS, L1, L4, NONE, WRITABLE, Pages
+from bivisor.xen.pv.private import UPCALL_VECTOR, Private
+
+_FORCED_CPUID: Final = b"\x0f\x0bxen\x0f\xa2"
+_PRESENT: Final = 1
+_ADDRESS: Final = 0x000F_FFFF_FFFF_F000
+_LONGEST = 15
+_STATUS_FRAMES = 100
+"""Of each kind of grant frame, at most."""
+CR0: Final = int(Cr0.PE | Cr0.MP | Cr0.ET | Cr0.NE | Cr0.WP | Cr0.AM | Cr0.PG)
+CR4: Final = int(Cr4.PAE | Cr4.OSFXSR | Cr4.OSXMMEXCPT)
+
+
+class PvMachine:
+    """The machine of `domain`, whose frames are `pages`. `cpu` is set when its processor is there."""
+
+    cpu: Supervised
+    pages: Pages
+
+    def __init__(self, domain: Domain, private: Private, cpuid: tuple[CpuidEntry, ...], shared: int) -> None:
+        self.domain = domain
+        self.private = private
+        self.shared = shared
+        self.extra: set[int] = {shared}
+        """Frames of the hypervisor's that it shares with the guest: shared_info, grant tables."""
+        self.root = self.user_root = 0
+        self.gdt: tuple[int, ...] = ()
+        self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400]
+        self.cr4 = CR4
+        self.task_switched = False
+        self._cpuid = CpuidTable(cpuid)
+        words = domain.memory.ram.view.cast("Q")
+        self.pages = Pages(words, domain.absent, self.extra.__contains__, private.slots, self._flush)
+
+    def _flush(self) -> None:
+        self.cpu.flush_tlb()
+
+    # ---------------------------------------------------------------- memory
+
+    def translate(self, linear: int) -> int | None:
+        """The machine address of `linear`, for guest handles; None where the guest has nothing of its own."""
+        return self.pages.translate(self.root, linear)
+
+    def start(self, root: int) -> None:
+        """The builder's page tables are `root`. XenError where they are not what a guest may have."""
+        self.pages.pin(root, L4)
+        self.pages.get(root, L4)
+        self.root = root
+
+    def new_root(self, mfn: int) -> None:
+        """MMUEXT_NEW_BASEPTR. XenError(EINVAL)."""
+        old = self.root
+        if mfn != old:
+            self.pages.get(mfn, L4)
+            self.root = mfn
+            self.cpu.load_cr3(mfn << 12)
+            self.pages.put(old)
+        else:
+            self.cpu.flush_tlb()
+
+    def new_user_root(self, mfn: int) -> None:
+        """MMUEXT_NEW_USER_BASEPTR: the tables that programs would have if they had their own. 0: none. EINVAL."""
+        old = self.user_root
+        if mfn == old:
+            return
+        if mfn:
+            self.pages.get(mfn, L4)
+        self.user_root = mfn
+        if old:
+            self.pages.put(old)
+
+    def set_gdt(self, mfns: tuple[int, ...]) -> None:
+        """HYPERVISOR_set_gdt. XenError(EINVAL)."""
+        taken: list[int] = []
+        try:
+            for mfn in mfns:
+                self.pages.get(mfn, DESCRIPTORS)
+                taken.append(mfn)
+        except XenError:
+            for mfn in taken:
+                self.pages.put(mfn)
+            raise
+        old, self.gdt = self.gdt, mfns
+        self.private.set_gdt(mfns)
+        for mfn in old:
+            self.pages.put(mfn)
+        self.cpu.flush_tlb()
+
+    def set_info(self, mfn: int, offset: int) -> None:
+        """`struct vcpu_info` is there from now on."""
+        if self.pages.has(mfn):
+            self.pages.get(mfn, WRITABLE)
+        self.private.set_info(mfn * PAGE + offset)
+        self.cpu.flush_tlb()
+
+    # ---------------------------------------------------------------- Supervisor, but for `call`
+
+    def read_cr(self, number: int) -> int:
+        """See `Supervisor.read_cr`."""
+        match number:
+            case 0:
+                return CR0 | (Cr0.TS if self.task_switched else 0)
+            case 3:
+                return self.root << 12
+            case 4:
+                return self.cr4
+            case _:
+                return 0
+
+    def write_cr(self, number: int, value: int) -> bool:
+        """See `Supervisor.write_cr`."""
+        match number:
+            case 0:
+                if (value ^ CR0) & ~int(Cr0.TS):
+                    return False
+                self.set_task_switched(bool(value & Cr0.TS))
+            case 2:
+                pass
+            case 3:
+                try:
+                    self.new_root(value >> 12)
+                except XenError:
+                    return False
+            case 4:
+                self.cr4 = value  # what the guest may have on is on
+            case _:
+                return False
+        return True
+
+    def set_task_switched(self, wanted: bool) -> None:
+        """HYPERVISOR_fpu_taskswitch."""
+        self.task_switched = wanted
+        self.cpu.set_task_switched(wanted)
+
+    def trap(self, vector: int, error: int) -> bool:
+        """See `Supervisor.trap`."""
+        if vector == Vector.UD:
+            return self._forced_cpuid()
+        return self._store_to_table(self.cpu.fault_address)
+
+    def _code(self, length: int) -> bytes:
+        found = b""
+        at = self.cpu.rip
+        while length:
+            gpa = self.translate(at)
+            part = min(length, PAGE - (at & PAGE - 1))
+            if gpa is None or not self.pages.has(gpa >> 12):
+                return found
+            found += bytes(self.domain.memory.view(gpa, part))
+            at, length = at + part, length - part
+        return found
+
+    def _forced_cpuid(self) -> bool:
+        """XEN_EMULATE_PREFIX and CPUID (arch-x86/xen.h)."""
+        if self._code(len(_FORCED_CPUID)) != _FORCED_CPUID:
+            return False
+        regs = self.cpu.registers
+        answer = self._cpuid.look_up(regs[0] & 0xFFFF_FFFF, regs[1] & 0xFFFF_FFFF)
+        regs[0], regs[3], regs[1], regs[2] = answer
+        self.cpu.rip += len(_FORCED_CPUID)
+        return True
+
+    def _store_to_table(self, va: int) -> bool:
+        """A store of the kernel's to a page that it has mapped read-only: if it is a level-1 table, do it for it."""
+        pages = self.pages
+        index = pages.l1_index(self.root, va)
+        if index is None:
+            return False
+        entry = pages.words[index]
+        mfn = (entry & _ADDRESS) >> 12
+        if not entry & _PRESENT or mfn >= pages.frames or pages.kind[mfn] != L1:
+            return False
+        store = emulate.decode(self._code(_LONGEST))
+        if store is None or (va & 7) + store.size > 8:
+            return False
+        return self._carry_out(store, mfn << 9 | (va & PAGE - 1) >> 3, 8 * (va & 7))
+
+    def _carry_out(self, store: emulate.Store, word: int, shift: int) -> bool:
+        cpu, pages = self.cpu, self.pages
+        mask = (1 << 8 * store.size) - 1
+        whole = pages.words[word]
+        new, register, flags = emulate.carry_out(store, whole >> shift & mask, cpu.registers, lambda: cpu.flags)
+        try:
+            pages.set_l1(word, whole & ~(mask << shift) | new << shift)
+        except XenError:
+            return False
+        if register is not None:
+            number = store.register if store.operation == "xchg" else 0
+            assert number is not None
+            cpu.registers[number] = emulate.merged(store, cpu.registers[number], register)
+        if flags is not None:
+            cpu.flags = flags
+        cpu.rip += store.length
+        return True
+
+    def interrupt(self) -> None:
+        """An event waits: have the stub make an upcall of it."""
+        self.cpu.interrupt(UPCALL_VECTOR)
+
+    # ---------------------------------------------------------------- frames that come and go
+
+    def decrease(self, mfn: int) -> bool:
+        """XENMEM_decrease_reservation of one frame. False where it is not the guest's, or still a table."""
+        pages = self.pages
+        if not pages.has(mfn) or pages.kind[mfn] not in (NONE, WRITABLE):
+            return False
+        if not self.domain.release(mfn, 1):
+            return False
+        self.private.m2p[mfn] = INVALID_M2P_ENTRY
+        return True
+
+    def populate(self, pfn: int) -> int | None:
+        """XENMEM_populate_physmap of one frame: its number, or None where there is none."""
+        for mfn in self.domain.absent:
+            if self.pages.kind[mfn] == NONE and self.domain.populate(mfn, 1):
+                self.private.m2p[mfn] = pfn
+                return mfn
+            break
+        return None
+
+    def share_grants(self, count: int, *, status: bool) -> None:
+        """Give the first `count` frames of the grant table, or of its status, numbers that the guest can map."""
+        grants = self.domain.grants
+        first = self.shared + 1 + (_STATUS_FRAMES if status else 0)
+        for index in range(min(count, _STATUS_FRAMES)):
+            mfn = first + index
+            if mfn not in self.extra:
+                page = self.domain.frame_for(mfn)
+                (grants.move_status_frame if status else grants.move_frame)(index, page, mfn)
+                self.extra.add(mfn)
+
+    def close(self) -> None:
+        """Let go of the domain's memory."""
+        self.pages.words.release()

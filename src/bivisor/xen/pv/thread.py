@@ -1,0 +1,127 @@
+"""The processor of a PV domain: hypercalls come by SYSCALL while translated code is still below, and go back there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from bivisor.abi.x86 import Msr
+from bivisor.abi.xen.errno import Errno
+from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, Hypercall, ShutdownReason
+from bivisor.cpu.contract import Vcpu
+from bivisor.cpu.exits import Exit, RdMsr, WrMsr
+from bivisor.xen.call import Preempted
+from bivisor.xen.domain import Domain
+from bivisor.xen.errors import XenError
+from bivisor.xen.pv.call import PvCall
+from bivisor.xen.pv.machine import PvMachine
+from bivisor.xen.pv.private import STUB
+from bivisor.xen.pv.stub import CRASH_CALL, ENTRIES, EVENTS_CALL
+from bivisor.xen.pv.table import TABLE, step
+from bivisor.xen.vcpu_thread import VcpuThread
+
+if TYPE_CHECKING:
+    from bivisor.xen.pv.guest import PvGuest
+
+_MASK: Final = (1 << 64) - 1
+_PAT: Final = 0x0005_0100_0704_0106  # what Xen has there (arch-x86/xen.h, "PAT")
+_READABLE: Final[dict[int, int]] = {
+    Msr.IA32_EFER: 0xD01,
+    Msr.IA32_PAT: _PAT,
+    Msr.IA32_APIC_BASE: 0xFEE0_0900,
+    Msr.IA32_MTRRCAP: 0,
+    Msr.IA32_BIOS_SIGN_ID: 0,
+    Msr.IA32_PLATFORM_ID: 0,
+    Msr.MISC_FEATURES_ENABLES: 0,
+    Msr.IA32_MISC_ENABLE: 0,
+    Msr.AMD_HWCR: 0,
+    0xC001_1029: 0,
+    0xC001_0055: 0,
+    0xC001_001F: 0,
+}
+_IGNORED: Final = frozenset({Msr.IA32_PAT, Msr.IA32_EFER, Msr.IA32_BIOS_SIGN_ID, Msr.AMD_HWCR, 0xC001_1029})
+
+
+class PvThread(VcpuThread):
+    """See `VcpuThread`, and `cpu.supervisor.Supervisor` for what else it answers."""
+
+    def __init__(self, guest: PvGuest, domain: Domain, vcpu: Vcpu, machine: PvMachine) -> None:
+        super().__init__(guest, domain, vcpu)
+        self.machine = machine
+        self.read_cr, self.write_cr, self.trap = machine.read_cr, machine.write_cr, machine.trap
+        machine.cpu = vcpu.supervise(self)  # type: ignore[attr-defined]
+        machine.cpu.shortcut(Hypercall.IRET, STUB + ENTRIES.iret)
+        self._registers = machine.cpu.registers
+        self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)
+        self._lock = guest.xen.lock
+        self._calls = 0
+        self.hypercalls: dict[int, int] = {}
+
+    def call(self) -> bool:
+        """See `Supervisor.call`: a hypercall, whose number is in RAX (arch-x86/xen-x86_64.h)."""
+        self.handling = True
+        regs = self._registers
+        number = regs[0]
+        function = TABLE.get(number)
+        if function is not None:
+            try:
+                with self._lock:
+                    result = function(self._pv_call, regs[7], regs[6], regs[2], regs[10], regs[8], regs[9])
+            except XenError as error:
+                result = -error.errno
+            except Preempted as more:
+                result = self._go_on(number, more)
+        else:
+            result = self._unknown(number)
+        self.hypercalls[number] = self.hypercalls.get(number, 0) + 1
+        regs[0] = result & _MASK
+        info = self._info.info
+        if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
+            self.machine.interrupt()
+        self._calls += 1
+        if not self._calls & 63:
+            self._guest.keep_time(self.tsc)
+        self.handling = False
+        return self._wish is None and self._domain.runnable
+
+    def _unknown(self, number: int) -> int:
+        if number == EVENTS_CALL:
+            return 0
+        if number == CRASH_CALL:
+            self._guest.xen.console_write(
+                self._domain, f"d{self._domain.domid}v{self.index}: no way into the kernel's handler\n".encode()
+            )
+            self._guest.xen.shutdown(self._domain, ShutdownReason.CRASH)
+            return 0
+        return -Errno.ENOSYS
+
+    def _go_on(self, number: int, more: Preempted) -> int:
+        """A long hypercall: others have their turn between two parts."""
+        while True:
+            if not self._pv_call.give_way():
+                return -Errno.EINTR
+            try:
+                with self._lock:
+                    return step(self._pv_call, number, more.arguments)
+            except Preempted as again:
+                more = again
+
+    def look_for_events(self) -> None:
+        """Interrupt the guest if it has an event to see. By its own thread."""
+        info = self._info.info
+        if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
+            self.machine.interrupt()
+
+    def _rdmsr(self, exit_: Exit) -> bool:
+        assert isinstance(exit_, RdMsr)
+        value = self.tsc() if exit_.index == Msr.IA32_TIME_STAMP_COUNTER else _READABLE.get(exit_.index)
+        if value is None:
+            exit_.error[0] = 1
+        else:
+            exit_.data[:] = value.to_bytes(8, "little")
+        return True
+
+    def _wrmsr(self, exit_: Exit) -> bool:
+        assert isinstance(exit_, WrMsr)
+        if exit_.index not in _IGNORED:
+            exit_.error[0] = 1
+        return True
