@@ -168,6 +168,13 @@ class Machine(Protocol):
     def between_blocks(self, work: Callable[[], None]) -> None:
         """Do `work`, which maps or unmaps, at a moment when the guest's code is not being executed: at once or soon."""
 
+    def feed_port(self, port: int, data: memoryview | None) -> None:
+        """Let reads of `port` take `data` (writable, not empty, held until the next call) without an exit each, where
+        the engine can; the read that does not fit into what is left exits as ever. None: no more."""
+
+    def taken_from_port(self) -> int:
+        """How many bytes of what `feed_port` got have been read."""
+
     def set_a20(self, enabled: bool) -> None:
         """Gate address line 20, where the engine can: with it off, the second MiB of each two is the first one again."""
 

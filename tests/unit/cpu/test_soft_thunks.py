@@ -46,6 +46,9 @@ FIELDS = {
     "C_SHORT_NR": "shortcut_number",
     "C_SHORT_RIP": "shortcut_rip",
     "C_NEXT": "next_mmio",
+    "C_FAST_PORT": "fast_port",
+    "C_FAST_AT": "fast_at",
+    "C_FAST_END": "fast_end",
 }
 PLACES = {
     "ENV": private.ENV_IN_CPU,

@@ -112,6 +112,13 @@ class KvmMachine:
         """See `Machine.between_blocks`: the kernel changes memory slots at any time."""
         work()
 
+    def feed_port(self, port: int, data: memoryview | None) -> None:
+        """See `Machine.feed_port`: a string instruction is one exit here, so there is nothing to gain."""
+
+    def taken_from_port(self) -> int:
+        """See `Machine.taken_from_port`."""
+        return 0
+
     def set_a20(self, enabled: bool) -> None:
         """See `Machine.set_a20`: KVM has no such gate."""
 

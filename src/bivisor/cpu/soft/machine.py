@@ -17,6 +17,7 @@ from bivisor.cpu.soft.eventfds import IrqfdThread, Signals
 from bivisor.cpu.soft.vcpu import SoftVcpu
 from bivisor.errors import EngineError, GuestAddressError
 from bivisor.memory import PAGE, Slot
+from bivisor.memory.atomics import address_of
 
 _ADDRESS_SPACE = 1 << 52
 _FINE_BELOW = 1 << 33
@@ -73,6 +74,8 @@ class SoftMachine:
         self.uc.ctl_exits_enabled(True)
         self._filled = False
         self._breakpoints: list[C.c_size_t] = []
+        self._fed: memoryview | None = None
+        self._fed_from = 0
         self._ram: list[tuple[int, int, int, int]] = []
         self._code_map = (C.c_uint8 * 1)()
 
@@ -245,6 +248,21 @@ class SoftMachine:
             vcpu.later(work)
         else:
             work()
+
+    def feed_port(self, port: int, data: memoryview | None) -> None:
+        """See `Machine.feed_port`."""
+        context = self.context
+        self._fed, self._fed_from = data, 0
+        if data is None:
+            context.fast_port = 0
+            return
+        context.fast_at = self._fed_from = address_of(data)
+        context.fast_end = self._fed_from + len(data)
+        context.fast_port = port
+
+    def taken_from_port(self) -> int:
+        """See `Machine.taken_from_port`."""
+        return int(self.context.fast_at) - self._fed_from if self._fed_from else 0
 
     def set_a20(self, enabled: bool) -> None:
         """See `Machine.set_a20`."""

@@ -170,6 +170,9 @@ class Context(C.Structure):
         ("page_fault_match", C.c_uint32),
         ("shortcut_number", C.c_uint64),
         ("shortcut_rip", C.c_uint64),
+        ("fast_port", C.c_uint64),
+        ("fast_at", C.c_uint64),
+        ("fast_end", C.c_uint64),
     )
 
 

@@ -67,6 +67,9 @@
         .set C_PF_MATCH,    476                 # u32: are these
         .set C_SHORT_NR,    480                 # u64: SYSCALL at CPL 0 with this in RAX is no call, but a jump
         .set C_SHORT_RIP,   488                 # u64: to here
+        .set C_FAST_PORT,   496                 # u64: string input from this port is answered from a buffer: 0 for none
+        .set C_FAST_AT,     504                 # u8 *: what comes next of it
+        .set C_FAST_END,    512                 # u8 *: from here on the callback is asked again
 
         .set UC_HOOKS_WRITE, 0x3d0              # uc->hook[UC_HOOK_MEM_WRITE]
         .set UC_HOOKS_READ, 0x3a0               # uc->hook[UC_HOOK_MEM_READ]
@@ -171,6 +174,9 @@ in_:    mov     rax, [rdi + E_CTX]
         test    rax, rax
         jz      1f
         port_privilege
+        cmp     esi, [rax + C_FAST_PORT]
+        je      2f
+3:
         mov     r9, [rsp]
         mov     [rax + C_RETADDR], r9
         push    rdi
@@ -183,6 +189,26 @@ check:  cmp     dword ptr [rdi + CPU_EXC - ENV], -1
         jne     leave_
         ret
 1:      jmp     [r10]
+
+# A device has put what the port gives next into a buffer (see `Machine.feed_port`): a string instruction takes it from there.
+2:      test    r8d, r8d                        # a privilege to look up: not here
+        jnz     3b
+        test    esi, esi
+        jz      3b
+        mov     r9, [rax + C_FAST_AT]
+        lea     r10, [r9 + rcx]
+        cmp     r10, [rax + C_FAST_END]
+        ja      3b
+        mov     [rax + C_FAST_AT], r10
+        cmp     ecx, 2
+        ja      4f
+        jb      5f
+        movzx   eax, word ptr [r9]
+        ret
+4:      mov     eax, [r9]
+        ret
+5:      movzx   eax, byte ptr [r9]
+        ret
 
 # A callback asked to stop or raised a fault: rewind to the start of the instruction and leave the loop.
 # At rdi: env. On the stack: the return address in the translated code.
