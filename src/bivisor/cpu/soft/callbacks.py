@@ -204,6 +204,12 @@ class Callbacks(Accesses):
             return _LEAVE
         return _DELIVER
 
+    def set_breakpoints(self, addresses: tuple[int, ...], rip: int) -> None:
+        """Stop at these linear addresses; the guest is at `rip`."""
+        self.breakpoints = addresses
+        if rip != self._stepped_over:  # it went on from there while there was no breakpoint
+            self._stepped_over = -1
+
     def _break(self, address: int) -> int:
         """Stop before the instruction at a breakpoint, but not a second time when the guest goes on from there."""
         if self._stepped_over == address:

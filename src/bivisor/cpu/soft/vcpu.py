@@ -136,6 +136,8 @@ class SoftVcpu:
                         return self._left(exit_)
                 if self._inject is not None:
                     self._start_injection()
+                elif self._debug.block_interrupts:
+                    cpu.hflags.value |= p.HF_INHIBIT_IRQ
                 self.inside = True
                 code = exec_(cpu.uc, cpu.cpu)
                 self.inside = False
@@ -439,8 +441,14 @@ class SoftVcpu:
         self._debug = debug
         self.callbacks.trap_breakpoints(debug.software_breakpoints)
         cpu.singlestep.value = 1 if debug.single_step else 0
-        self.callbacks.breakpoints = debug.addresses
+        self.callbacks.set_breakpoints(debug.addresses, self._linear_rip())
         self.machine.set_breakpoints(debug.addresses)
+
+    def supervise(self, supervisor: Supervisor) -> SoftSupervised:
+        """Have the guest's kernel run under `supervisor` from now on. Before the first `run()`."""
+        from bivisor.cpu.soft.supervised import SoftSupervised
+
+        return SoftSupervised(self, supervisor)
 
     def translate(self, linear: int) -> int | None:
         """See `Vcpu.translate`."""
