@@ -62,9 +62,17 @@ class Dispatcher:
                 for at in range(0, size * exit_.count, size):
                     self._ports.write(port, size, int.from_bytes(data[at : at + size], "little"))
                 return True
+            if exit_.count > 1 and self._read_block(port, size, data):
+                return True
             for at in range(0, size * exit_.count, size):
                 data[at : at + size] = self._ports.read(port, size).to_bytes(size, "little")
         return True
+
+    def _read_block(self, port: int, size: int, data: memoryview) -> bool:
+        """Have a device that can (`read_block`) fill the data of a string instruction in one go."""
+        claim = self._ports.find(port)
+        read_block = getattr(claim.device, "read_block", None) if claim is not None else None
+        return claim is not None and read_block is not None and bool(read_block(port - claim.base, size, data))
 
     def _mmio_access(self, exit_: Mmio) -> bool:
         size = exit_.length

@@ -85,6 +85,7 @@ class FirmwareMachine(VirtualMachine):
             self.machine.signal_msi,
             windows,
             self.machine.set_a20,
+            self.machine,
         )
         options = BoardOptions(
             cpus=cpus,

@@ -10,7 +10,7 @@ from board_bench import Bench, RamDisk, bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bivisor.platform.ide import AtaDisk, CdRom
+from bivisor.platform.ide import AtaDisk, CdRom, PiixIde
 
 SECTOR = 512
 BASE, CONTROL, BUS_MASTER = 0x1F0, 0x3F6, 0xC000
@@ -169,3 +169,54 @@ def test_no_sequence_of_accesses_raises(accesses: list[tuple[int, int, int | Non
                 made.read(port, size)
             else:
                 made.write(port, value & (1 << 8 * size) - 1, size)
+
+
+class Engine:
+    """Takes what is fed, as native code does: words that fit, and no more."""
+
+    def __init__(self) -> None:
+        self.port, self.data, self.at = 0, b"", 0
+
+    def feed_port(self, port: int, data: memoryview | None) -> None:
+        self.port, self.data, self.at = (0, b"", 0) if data is None else (port, bytes(data), 0)
+
+    def taken_from_port(self) -> int:
+        return self.at
+
+    def take(self) -> int | None:
+        if self.at + 2 > len(self.data):
+            return None
+        self.at += 2
+        return int.from_bytes(self.data[self.at - 2 : self.at], "little")
+
+
+def test_a_guest_that_is_fed_reads_the_same_with_two_exits_a_sector() -> None:
+    with bench() as made:
+        engine = Engine()
+        data = bytes(range(256)) * 8
+        ide = PiixIde(made.memory, made.lines.__setitem__, engine)
+        ide.add_drive(AtaDisk(RamDisk(data)), 0)
+        channel = ide.channels[0]
+        for register, value in ((2, 4), (3, 0), (6, 0xE0), (7, 0x20)):
+            channel.write(register, 1, value)
+        got, exits = b"", 0
+        while channel.read(7, 1) & DRQ:
+            word = engine.take() if engine.port == BASE else None
+            if word is None:
+                word, exits = channel.read(0, 2), exits + 1
+            got += word.to_bytes(2, "little")
+        assert got == data
+        assert exits == 8
+
+
+def test_a_command_in_the_middle_of_a_block_ends_the_feeding() -> None:
+    with bench() as made:
+        engine = Engine()
+        ide = PiixIde(made.memory, made.lines.__setitem__, engine)
+        ide.add_drive(AtaDisk(RamDisk(bytes(8 * SECTOR))), 0)
+        for register, value in ((2, 4), (3, 0), (6, 0xE0), (7, 0x20)):
+            ide.channels[0].write(register, 1, value)
+        engine.take()
+        ide.channels[0].write(7, 1, 0xE7)
+        assert engine.port == 0
+        assert engine.take() is None

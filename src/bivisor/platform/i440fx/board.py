@@ -27,6 +27,7 @@ from bivisor.platform.bus import Bus
 from bivisor.platform.events import Event, OnEvent
 from bivisor.platform.i440fx import bridges, tables
 from bivisor.platform.ide import PiixIde
+from bivisor.platform.ide.feed import Feeder
 from bivisor.platform.irqchip import TIMER_GSI
 from bivisor.platform.pci import PciBus, PciFunction
 from bivisor.platform.pci.bus import ADDRESS_PORT, PORTS, PciConfigPorts
@@ -53,6 +54,7 @@ class Site:
     signal_msi: Callable[[int, int], object]
     windows: Windows
     set_a20: Callable[[bool], None] = lambda _: None
+    feeder: Feeder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class I440fxBoard:
             host_bridge=bridges.HostBridge(),
             set_pin=router.set_pin,
         )
-        self.ide = PiixIde(site.memory, site.set_irq)
+        self.ide = PiixIde(site.memory, site.set_irq, site.feeder)
         self.vga = VgaCard(loop, site.windows, options.vga_rom)
         self.pci.add(bridges.IsaBridge(router), PIIX_SLOT)
         self.pci.add(self.ide, PIIX_SLOT, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bivisor.platform.ide.drive import ABRT, BSY, DRQ, ERR, UNC, Drive
+from bivisor.platform.ide.feed import PortFeed
 
 COMMAND_PORTS, CONTROL_OFFSET = 8, 2
 SRST, NIEN = 0x04, 0x02
@@ -15,9 +16,14 @@ _DATA, _ERROR, _COUNT, _LOW, _MID, _HIGH, _DEVICE, _STATUS = range(8)
 
 
 class Channel:
-    """The channel. `irq` is its interrupt line; `on_dma()` is told that the selected drive waits for the bus master."""
+    """The channel at `port`. `irq` is its interrupt line; `on_dma()` is told that the selected drive waits for the bus
+    master; `feed` may spare the guest's string instructions their exits."""
 
-    def __init__(self, irq: Callable[[bool], None], on_dma: Callable[[], None]) -> None:
+    def __init__(
+        self, port: int, irq: Callable[[bool], None], on_dma: Callable[[], None], feed: PortFeed | None = None
+    ) -> None:
+        self._port = port
+        self._feed = feed or PortFeed(None)
         self._irq = irq
         self._on_dma = on_dma
         self.drives: list[Drive | None] = [None, None]
@@ -36,6 +42,7 @@ class Channel:
     def read(self, offset: int, size: int) -> int:
         """The data port, or a register of the selected drive."""
         if offset == _DATA:
+            self.collect()
             return self._read_data(size)
         if offset == _STATUS:
             self._interrupt(False)
@@ -66,6 +73,8 @@ class Channel:
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The data port, or a register of both drives; a command goes to the selected one."""
+        if offset in (_DATA, _DEVICE, _STATUS):
+            self.collect()
         if offset == _DATA:
             self._write_data(size, value)
             return
@@ -97,6 +106,7 @@ class Channel:
 
     def write_control(self, value: int) -> None:
         """The device control register: SRST resets both drives, nIEN keeps the interrupt down."""
+        self.collect()
         if value & SRST and not self._control & SRST:
             self._selected = 0
             for drive in self.drives:
@@ -134,6 +144,12 @@ class Channel:
         drive = self.drive
         pio = drive.pio if drive is not None else None
         self._end = min(self._at + pio.block, len(pio.data)) if pio is not None else 0
+        if pio is not None and not pio.is_write:
+            self._feed.start(self, self._port, memoryview(pio.data)[self._at : self._end])
+
+    def collect(self) -> None:
+        """Count what the guest has read meanwhile."""
+        self._at += self._feed.stop(self)
 
     # Data
 
@@ -151,6 +167,7 @@ class Channel:
     def read_block(self, offset: int, size: int, view: memoryview) -> bool:
         """Fill `view` from the data port as a string instruction would with accesses of `size` bytes; False where
         that is not possible in one go."""
+        self.collect()
         drive = self.drive
         pio = drive.pio if offset == _DATA and drive is not None else None
         if drive is None or pio is None or pio.is_write or self._end - self._at < len(view):

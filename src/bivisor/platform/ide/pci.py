@@ -13,6 +13,7 @@ from bivisor.platform.fwcfg import Memory
 from bivisor.platform.ide.busmaster import BusMaster
 from bivisor.platform.ide.channel import COMMAND_PORTS, Channel
 from bivisor.platform.ide.drive import Drive
+from bivisor.platform.ide.feed import Feeder, PortFeed
 from bivisor.platform.pci import BarKind, Identity, PciFunction
 
 CHANNELS = ((0x1F0, 0x3F6, 14), (0x170, 0x376, 15))
@@ -23,13 +24,14 @@ _BUS_MASTER_BAR = 4
 class PiixIde(PciFunction):
     """Function 1 of the PIIX3. `set_irq(line, level)` is the interrupt controllers'."""
 
-    def __init__(self, memory: Memory, set_irq: Callable[[int, bool], None]) -> None:
+    def __init__(self, memory: Memory, set_irq: Callable[[int, bool], None], feeder: Feeder | None = None) -> None:
         super().__init__(Identity(0x8086, 0x7010, 0x010180, 0x00, 0x1AF4, 0x1100), name="PIIX3 IDE")
         self.channels: list[Channel] = []
         self.masters: list[BusMaster] = []
-        for _, _, irq in CHANNELS:
+        feed = PortFeed(feeder)
+        for port, _, irq in CHANNELS:
             master = BusMaster(memory)
-            channel = Channel(partial(self._interrupt, master, set_irq, irq), master.transfer)
+            channel = Channel(port, partial(self._interrupt, master, set_irq, irq), master.transfer, feed)
             master.channel = channel
             self.channels.append(channel)
             self.masters.append(master)
