@@ -66,3 +66,23 @@ def test_breakpoints_of_the_host_are_not_seen_by_the_guest(guest: Guest) -> None
     guest.vcpu.set_debug(GuestDebug(single_step=True))
     guest.run()
     assert not guest.vcpu.get_regs().rflags & 0x100, "TF is the host's"
+
+
+def test_a_breakpoint_that_was_away_for_a_while_stops_again(guest: Guest, emulated_processor: Lacking) -> None:
+    emulated_processor("VMRUN does not arm the breakpoints of DR7")
+    guest.load(
+        """
+        ff c0   ; inc eax
+        eb fc   ; jmp back
+        """
+    )
+    there = GuestDebug(addresses=(CODE,))
+    guest.vcpu.set_debug(there)
+    guest.run()
+    guest.vcpu.set_debug(GuestDebug(single_step=True))
+    guest.run()
+    guest.vcpu.set_debug(there)
+    stop = guest.run()
+    assert isinstance(stop, Debug)
+    assert stop.pc == CODE
+    assert guest.vcpu.get_regs().rax & 0xFF == 1

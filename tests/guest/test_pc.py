@@ -26,7 +26,7 @@ BLUE = 1
 class Console:
     """What the guest says on COM1 and in its firmware's log."""
 
-    command = None
+    command: str | None = None
 
     def __init__(self) -> None:
         self.text = bytearray()

@@ -58,7 +58,8 @@ def test_two_domains_move_64_mib_by_tcp_while_a_third_joins(host: XenHost) -> No
     other.send("nc -l -p 5000 | sha256sum; echo receiv''ed\n")
     say(
         one,
-        f"until grep -q 0A000002 /proc/net/arp || ping -c 1 10.0.0.2; do :; done; dd if=/dev/urandom of=/file bs=64k count={SIZE >> 16}",
+        "until grep -q 0A000002 /proc/net/arp || ping -c 1 10.0.0.2; do :; done; "
+        f"dd if=/dev/urandom of=/file bs=64k count={SIZE >> 16}",
     )
     one.send("sha256sum /file; until nc 10.0.0.2 5000 < /file; do :; done; echo se''nt\n")
     third = create(host, 3, VifSpec())

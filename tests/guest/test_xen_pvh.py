@@ -12,7 +12,8 @@ from bivisor import boot
 from bivisor.abi.xen.xen import ShutdownReason
 from bivisor.image import default_guest, quiet
 from bivisor.image.place import default_root
-from bivisor.toolstack.xenhost import DomU, XenHost
+from bivisor.toolstack.domu import DomU
+from bivisor.toolstack.xenhost import XenHost
 
 pytestmark = pytest.mark.guest
 

@@ -26,10 +26,11 @@ MAY_IMPORT = {
     "image": set[str](),
     "boot": {"abi", "memory", "cpu"},
     "platform": {"abi", "memory", "cpu", "host.loop"},
+    "debug": {"abi", "memory", "cpu"},
     "kvm": {"abi", "memory", "cpu", "host.loop", "boot", "platform"},
     "xen": {"abi", "memory", "cpu", "host.loop", "boot", "platform"},
     "dom0": {"abi", "memory", "host.loop", "platform", "xen"},
-    "toolstack": {"abi", "memory", "cpu", "host", "boot", "platform", "kvm", "xen", "dom0", "image"},
+    "toolstack": {"abi", "memory", "cpu", "host", "boot", "platform", "kvm", "xen", "dom0", "debug", "image"},
     "cli": {"cpu", "boot", "image", "toolstack"},
 }
 """Each room, and the rooms or single modules of other rooms that it may import. `errors` goes without saying."""

@@ -29,11 +29,9 @@ def command(socket: Path, file: Path) -> int:
 @click.argument("words", nargs=-1, required=True)
 def keys(socket: Path, words: tuple[str, ...], text: bool) -> int:
     """Press keys of a PC: chords such as a, ret, f12, ctrl-alt-delete; or with --text type a line."""
-    from bivisor.platform.ps2.scancodes import keys_of
-    from bivisor.toolstack.control import ask
+    from bivisor.toolstack.control import ask, check_keys
 
     if not text:
-        for word in words:
-            keys_of(word)
+        check_keys(words)
     ask(socket, f"{'type' if text else 'keys'} {' '.join(words)}")
     return 0

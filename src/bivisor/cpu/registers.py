@@ -137,12 +137,16 @@ class Events:
 
 @dataclass(slots=True)
 class GuestDebug:
-    """What the host wants to stop at (struct kvm_guest_debug): single step, `int3`, DR0 to DR3 with DR7."""
+    """What the host wants to stop at (struct kvm_guest_debug): single step, `int3`, DR0 to DR3 with DR7.
+
+    `block_interrupts`: none comes in the way of a step. On `soft`; with `kvm` an interrupt may be stepped into.
+    """
 
     single_step: bool = False
     software_breakpoints: bool = False
     addresses: tuple[int, ...] = ()
     dr7: int = 0
+    block_interrupts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

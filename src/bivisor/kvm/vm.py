@@ -14,6 +14,8 @@ from types import TracebackType
 
 from bivisor import boot
 from bivisor.cpu.contract import Engine, ExitHandler, Machine, Vcpu
+from bivisor.cpu.exits import Debug
+from bivisor.cpu.runcontrol import RunControl
 from bivisor.cpu.select import open_engine
 from bivisor.cpu.topology import guest_cpuid
 from bivisor.errors import UsageError
@@ -100,6 +102,7 @@ class VirtualMachine:
         self.vcpus: list[Vcpu] = []
         for index in range(cpus):
             self.vcpus.append(self.machine.create_vcpu(index))
+        self.control = RunControl(self.vcpus)
         self._has_cpuid = False
         self.devices: list[VirtioDevice] = []
         self._functions: list[VirtioPci] = []
@@ -191,6 +194,7 @@ class VirtualMachine:
                 target=self._run_vcpu, args=(vcpu,), name=f"bivisor-vcpu-{vcpu.index}", daemon=True
             )
             self._threads.append(thread)
+            self.control.enter_thread()
             thread.start()
 
     def wait(self, timeout: float | None = None) -> Outcome | None:
@@ -230,12 +234,17 @@ class VirtualMachine:
             handler = self._wrap(handler, vcpu)
         try:
             while not self._stopping:
+                self.control.gate(vcpu)
                 exit_ = vcpu.run(handler)
+                if type(exit_) is Debug and self.control.hit(vcpu, exit_):
+                    continue
                 outcome = self.dispatcher.final(exit_)
                 if outcome is not None:
                     self._end(self._known(outcome))
         except BaseException as error:
             self._failed(error)
+        finally:
+            self.control.leave_thread()
 
     def _known(self, outcome: Outcome) -> Outcome:
         """What looks like the end of a reset or a halt may be the end of a panic."""
@@ -263,6 +272,7 @@ class VirtualMachine:
         if self._outcome is None:
             self._outcome = outcome
         self._stopping = True
+        self.control.end()
         for vcpu in self.vcpus:
             vcpu.kick()
         self._ended.set()

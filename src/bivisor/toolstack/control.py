@@ -15,12 +15,13 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from bivisor.errors import BivisorError, HostError, UsageError
 from bivisor.host import local_socket
 from bivisor.kvm.firmware import FirmwareMachine
-from bivisor.platform.ps2.scancodes import CHARACTERS
+from bivisor.platform.ps2.scancodes import CHARACTERS, keys_of
 from bivisor.toolstack.screen import png_of, press
 
 _LINE_MAX = 4096
@@ -109,6 +110,12 @@ class ControlSocket:
                         press(keyboard, [self._keys.popleft()])
                     except UsageError:
                         continue
+
+
+def check_keys(words: Sequence[str]) -> None:
+    """UsageError where one of `words` is not a key or a chord of keys."""
+    for word in words:
+        keys_of(word)
 
 
 def ask(path: Path, line: str) -> bytes:

@@ -82,7 +82,9 @@ def run_pc(options: RunOptions, view: View, stack: ExitStack) -> int:
     if not options.disks:
         raise UsageError("--machine pc boots from a disk: give --disk IMAGE (bivisor image disk makes one)")
     if options.kernel is not None or options.command is not None or options.initrd is not None:
-        raise UsageError("--machine pc boots what its disks have: --kernel, --initrd and --exec are for --machine direct")
+        raise UsageError(
+            "--machine pc boots what its disks have: --kernel, --initrd and --exec are for --machine direct"
+        )
     deadline = None if view.timeout is None else time.monotonic() + view.timeout
     while True:
         left = None if deadline is None else max(0.001, deadline - time.monotonic())

@@ -30,7 +30,8 @@ _ABNORMAL = {End.RESET, End.PANIC, End.SHUTDOWN, End.DEAD, End.ENGINE}
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How much of a run is shown. `trace` is a file's name, or "-" for standard error; `timeout` is in seconds."""
+    """How much of a run is shown. `trace` is a file's name, or "-" for standard error; `timeout` is in seconds;
+    `gdb` is where a debugger may attach, [HOST:]PORT[,wait]."""
 
     timeout: float | None = None
     stats: bool = False
@@ -38,6 +39,7 @@ class View:
     trace: str | None = None
     verbose: bool = False
     quiet: bool = False
+    gdb: str | None = None
 
 
 Runner = Callable[[RunOptions, View, ExitStack], int]
@@ -77,6 +79,8 @@ def _run(options: RunOptions, view: View, watcher: Watcher | None, stack: ExitSt
         watcher.watch(vm)
     if view.verbose:
         say(f"engine {vm.why}")
+    if view.gdb is not None:
+        _offer_gdb(vm, view, stack)
 
     outcome = until_the_end(vm, session, view)
     if watcher is not None and watcher.timed:
@@ -93,6 +97,14 @@ def _run(options: RunOptions, view: View, watcher: Watcher | None, stack: ExitSt
         reason = log.panic() if outcome.end is End.PANIC else ""
         say(f"{outcome}: {reason}" if reason else str(outcome))
     return outcome.exit_status
+
+
+def _offer_gdb(vm: VirtualMachine, view: View, stack: ExitStack) -> None:
+    from bivisor.toolstack.gdb import gdb_server
+
+    server = stack.enter_context(gdb_server(vm, view.gdb or ""))
+    if not view.quiet:
+        say(f"gdb: target remote :{server.port}")
 
 
 def _has_hvc(options: RunOptions, found: Payload) -> bool:

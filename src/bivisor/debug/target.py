@@ -1,0 +1,193 @@
+"""What a debugger works on: the processors of a machine that is held, their memory by linear address, breakpoints.
+
+A breakpoint is an address that the engine stops at where it can stop at as many as are asked for (`soft`); elsewhere
+(`kvm`) four of them are debug registers, and a software breakpoint is an INT3 in the guest's memory. INT3s of the
+guest's own are given back to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from bivisor.abi.x86 import Vector
+from bivisor.cpu.contract import Vcpu
+from bivisor.cpu.exits import Debug
+from bivisor.cpu.registers import GuestDebug
+from bivisor.cpu.runcontrol import RunControl
+from bivisor.errors import EngineError, GuestAddressError
+from bivisor.memory import PAGE, GuestMemory
+
+INT3 = b"\xcc"
+_DEBUG_REGISTERS = 4
+
+
+class TargetError(Exception):
+    """What was asked for cannot be done; the text is for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why the machine is held: at processor `index`, by `breakpoint` ("hwbreak", "swbreak") or a step ("")."""
+
+    index: int
+    breakpoint: str = ""
+
+
+class Target:
+    """The machine. `on_stop(stop)` is called in a processor's thread that came to a breakpoint or ended a step."""
+
+    def __init__(self, vcpus: Sequence[Vcpu], memory: GuestMemory, control: RunControl, engine: str) -> None:
+        self.vcpus = vcpus
+        self._memory = memory
+        self._control = control
+        self._patches = engine != "soft"
+        self._addresses: list[int] = []
+        self._patched: dict[int, tuple[int, bytes]] = {}
+        self._stepping: int | None = None
+        self.physical = False
+        self.on_stop: Callable[[Stop], None] = lambda _: None
+
+    # ---------------------------------------------------------------- running
+
+    def attach(self) -> None:
+        """Begin: stops come to `on_stop` from now on."""
+        self._control.on_hit = self._hit
+
+    def hold(self) -> None:
+        """Hold the machine. TargetError where a processor does not come out of a device."""
+        if not self._control.hold():
+            raise TargetError("a processor does not stop: a device works for it")
+        if self._stepping is not None:
+            self._step(self._stepping, False)
+
+    def resume(self, step: int | None = None) -> None:
+        """Let the machine go on; with `step`, one instruction of that processor alone."""
+        if step is not None:
+            self._step(step, True)
+        self._control.resume(step)
+
+    def detach(self) -> None:
+        """Take every breakpoint back and let the machine go on. The machine must be held, or have ended."""
+        for linear in list(self._patched):
+            self._unpatch(linear)
+        self._addresses.clear()
+        self._stepping = None
+        self._arm()
+        self._control.on_hit = None
+        self._control.resume()
+
+    def _step(self, index: int, wanted: bool) -> None:
+        self._stepping = index if wanted else None
+        self.vcpus[index].set_debug(replace(self._debug(), single_step=wanted, block_interrupts=wanted))
+
+    def _hit(self, vcpu: Vcpu, exit_: Debug) -> None:
+        if self._stepping is not None:
+            self._step(self._stepping, False)
+        if exit_.exception != Vector.BP:
+            self.on_stop(Stop(vcpu.index, "hwbreak" if exit_.dr6 & 0xF else ""))
+        elif exit_.pc in self._patched:
+            self.on_stop(Stop(vcpu.index, "swbreak"))
+        else:
+            events = vcpu.get_events()
+            events.exception = Vector.BP
+            vcpu.set_events(events)
+            self._control.resume()
+
+    # ---------------------------------------------------------------- breakpoints
+
+    def insert(self, linear: int, hardware: bool) -> None:
+        """Stop before the instruction at `linear`. TargetError."""
+        if self._patches and not hardware:
+            self._patch(linear)
+            self._arm()
+            return
+        if linear in self._addresses:
+            return
+        if self._patches and len(self._addresses) == _DEBUG_REGISTERS:
+            raise TargetError(f"a processor has {_DEBUG_REGISTERS} debug registers")
+        self._addresses.append(linear)
+        self._arm()
+
+    def remove(self, linear: int) -> None:
+        """No longer; a breakpoint that is not there is no error."""
+        if linear in self._patched:
+            self._unpatch(linear)
+        elif linear in self._addresses:
+            self._addresses.remove(linear)
+        self._arm()
+
+    def _patch(self, linear: int) -> None:
+        if linear in self._patched:
+            return
+        gpa = self.vcpus[0].translate(linear)
+        old = b"" if gpa is None else self.read(linear, 1)
+        if gpa is None or not old:
+            raise TargetError(f"{linear:#x} is not mapped to memory")
+        self._patched[linear] = (gpa, old)
+        self._memory.write(gpa, INT3)
+
+    def _unpatch(self, linear: int) -> None:
+        gpa, old = self._patched.pop(linear)
+        if bytes(self._memory.view(gpa, 1)) == INT3:  # else the guest has put something else there
+            self._memory.write(gpa, old)
+
+    def _debug(self) -> GuestDebug:
+        return GuestDebug(software_breakpoints=bool(self._patched), addresses=tuple(self._addresses))
+
+    def _arm(self) -> None:
+        debug = self._debug()
+        for vcpu in self.vcpus:
+            try:
+                vcpu.set_debug(debug)
+            except EngineError as error:
+                raise TargetError(str(error)) from None
+
+    # ---------------------------------------------------------------- memory
+
+    def read(self, address: int, length: int, index: int = 0) -> bytes:
+        """Up to `length` bytes as processor `index` sees them; fewer, or none, where nothing is mapped.
+
+        What breakpoints have put into memory does not show.
+        """
+        found = bytearray()
+        for part, at, count in self._parts(address, length):
+            gpa = self._physical(part, index)
+            if gpa is None:
+                break
+            try:
+                found[at : at + count] = self._memory.view(gpa, count)
+            except GuestAddressError:
+                break
+        for linear, (_, old) in self._patched.items():
+            if address <= linear < address + len(found) and not self.physical:
+                found[linear - address] = old[0]
+        return bytes(found)
+
+    def write(self, address: int, data: bytes, index: int = 0) -> None:
+        """Write `data` there, whatever the page's rights say. TargetError, with nothing written, where it cannot."""
+        todo = []
+        for part, at, count in self._parts(address, len(data)):
+            gpa = self._physical(part, index)
+            try:
+                if gpa is None:
+                    raise GuestAddressError(part, count)
+                self._memory.view(gpa, count)
+            except GuestAddressError:
+                raise TargetError(f"{part:#x} is not mapped to memory") from None
+            todo.append((gpa, data[at : at + count]))
+        for gpa, piece in todo:
+            self._memory.write(gpa, piece)
+
+    def _physical(self, address: int, index: int) -> int | None:
+        return address if self.physical else self.vcpus[index].translate(address)
+
+    @staticmethod
+    def _parts(address: int, length: int) -> list[tuple[int, int, int]]:
+        """(address, offset, count) of each piece that is in one page."""
+        parts, at = [], 0
+        while at < length:
+            count = min(length - at, PAGE - (address + at) % PAGE)
+            parts.append((address + at & (1 << 64) - 1, at, count))
+            at += count
+        return parts

@@ -1,0 +1,73 @@
+"""gdb itself, attached to a stock kernel: it stops at a function of the kernel, looks around and lets it go on."""
+
+from __future__ import annotations
+
+import operator
+import re
+import shutil
+import subprocess
+from functools import partial
+
+import pytest
+
+from bivisor.image import Guest
+from bivisor.toolstack.gdb import gdb_server
+
+from .conftest import Boot
+
+pytestmark = [
+    pytest.mark.guest,
+    pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed"),
+]
+
+SYMBOLS = "grep -E ' (__x64_sys_newuname|init_uts_ns)$' /proc/kallsyms"
+
+
+@pytest.fixture(scope="module")
+def symbols(engine: str, guest: Guest) -> dict[str, int]:
+    """Where the guest's kernel has some of its symbols: it is loaded where it was linked, each time."""
+    from .harness import GuestRun
+
+    with GuestRun(engine, guest, SYMBOLS) as run:
+        return {name: int(address, 16) for address, _, name in (line.split() for line in run.run().lines())}
+
+
+def gdb(port: int, *commands: str) -> str:
+    words = ["set pagination off", "set confirm off", f"target remote 127.0.0.1:{port}", *commands]
+    arguments = [part for word in words for part in ("-ex", word)]
+    done = subprocess.run(
+        ["gdb", "-q", "-nx", "-batch", *arguments], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("engine", ["soft"], indirect=True)
+def test_gdb_stops_a_kernel_at_a_function_changes_its_memory_and_lets_it_go_on(
+    boot: Boot, symbols: dict[str, int]
+) -> None:
+    newuname, names = symbols["__x64_sys_newuname"], symbols["init_uts_ns"]
+    with boot("uname -s; uname -s; read line; exit 7") as run, gdb_server(run.vm, "0,wait") as server:
+        run.start()
+        said = gdb(
+            server.port,
+            f"break *{newuname:#x}",
+            "continue",
+            "info registers rip cs",
+            "stepi",
+            "info registers rip",
+            f"find {names:#x}, +256, 'L', 'i', 'n', 'u', 'x'",
+            f"set {{int}} $_ = {int.from_bytes(b'Byvi', 'little'):#x}",
+            "delete",
+            "detach",
+        )
+        assert re.search(rf"Breakpoint 1, {newuname:#018x} in", said), said
+        rip = [int(value, 16) for value in re.findall(r"^rip\s+(0x[0-9a-f]+)", said, re.MULTILINE)]
+        assert rip[0] == newuname
+        assert newuname < rip[1] <= newuname + 15
+        run.until(partial(operator.contains, run.stdout, ord("\n")))  # it goes on
+        again = gdb(server.port, "info threads", "info registers cr3", "kill")
+        assert "CPU#0" in again
+        assert re.search(r"^cr3\s+0x[0-9a-f]+000", again, re.MULTILINE)
+        run.vm.wait(20)
+    assert run.stdout.splitlines()[0] == b"Byvix"
