@@ -176,7 +176,7 @@ class Machine(Protocol):
         """How many bytes of what `feed_port` got have been read."""
 
     def set_a20(self, enabled: bool) -> None:
-        """Gate address line 20, where the engine can: with it off, the second MiB of each two is the first one again."""
+        """Gate address line 20, where the engine can: with it off, each second MiB is the one before it once more."""
 
     def dirty_pages(self, slot: Slot) -> list[int]:
         """KVM API 4.8 KVM_GET_DIRTY_LOG: the guest-physical addresses of the pages written since the last call."""
