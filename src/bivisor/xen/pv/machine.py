@@ -219,9 +219,10 @@ class PvMachine:
     # ---------------------------------------------------------------- frames that come and go
 
     def decrease(self, mfn: int) -> bool:
-        """XENMEM_decrease_reservation of one frame. False where it is not the guest's, or still a table."""
+        """XENMEM_decrease_reservation of one frame. False where it is not the guest's, or it still uses it: Xen would
+        wait with the frame until it does not."""
         pages = self.pages
-        if not pages.has(mfn) or pages.kind[mfn] not in (NONE, WRITABLE):
+        if not pages.has(mfn) or pages.kind[mfn] != NONE:
             return False
         if not self.domain.release(mfn, 1):
             return False

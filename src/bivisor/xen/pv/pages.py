@@ -29,9 +29,13 @@ _L1_FORBIDDEN: Final = _HIGH | int(Pte.PWT | Pte.PCD | Pte.PS)
 _UPPER_FORBIDDEN: Final = _L1_FORBIDDEN | int(Pte.G)
 _USER: Final = int(Pte.US)
 _L1_PLAIN: Final = int(Pte.A | Pte.D | Pte.G | Pte.US | Pte.XD) | 0xE00
+_L1_COUNTED: Final = ~_L1_PLAIN
 _UPPER_PLAIN: Final = int(Pte.A | Pte.D | Pte.US | Pte.RW | Pte.XD) | 0xE00
+_AD: Final = int(Pte.A | Pte.D)
 _SLOT = struct.Struct("<512Q")
 _ZERO = bytes(PAGE)
+_BEYOND: Final = 1 << 38
+_CANONICAL = (0, 0x1FFFF)
 _KERNEL_SLOTS = range(abi.HYPERVISOR_SLOTS.stop, 512)
 
 
@@ -193,15 +197,19 @@ class Pages:
 
     def set_l1(self, index: int, new: int) -> None:
         """Change a level-1 entry; `index` counts 64-bit words of memory. XenError: EINVAL, EBUSY."""
-        old = self.words[index]
+        words = self.words
+        old = words[index]
         if new & _P:
             # the same frame with the same rights needs no new reference
-            if (old ^ new) & ~_L1_PLAIN or new & _L1_FORBIDDEN:
-                self._get_l1(new)
-            else:
-                self.words[index] = new
+            if not ((old ^ new) & _L1_COUNTED or new & _L1_FORBIDDEN):
+                words[index] = new
                 return
-        self.words[index] = new
+            mfn = (new & _ADDRESS) >> 12
+            if new & _RW and mfn < self.frames and self.kind[mfn] == WRITABLE and not new & _L1_FORBIDDEN:
+                self.count[mfn] += 1
+            else:
+                self._get_l1(new)
+        words[index] = new
         if old & _PRESENT_WRITABLE == _PRESENT_WRITABLE:
             self._put_l1(old)
 
@@ -224,20 +232,20 @@ class Pages:
             self.put((old & _ADDRESS) >> 12)
             self._flush()
 
-    def update(self, address: int, value: int, *, preserve: bool) -> None:
+    def update(self, address: int, value: int, preserve: bool) -> None:
         """MMU_NORMAL_PT_UPDATE and MMU_PT_UPDATE_PRESERVE_AD. XenError: EINVAL, EBUSY."""
         mfn = address >> 12
-        if address & 7 or mfn >= self.frames or mfn in self._absent:
+        if address & 7 or mfn >= self.frames:
             raise XenError(Errno.EINVAL)
         index = address >> 3
         if preserve:
-            value |= self.words[index] & int(Pte.A | Pte.D)
+            value |= self.words[index] & _AD
         kind = self.kind[mfn]
         if kind == L1:
             self.set_l1(index, value)
         elif L2 <= kind <= L4:
             self._set_upper(index, value, kind)
-        elif kind == DESCRIPTORS:
+        elif kind == DESCRIPTORS or mfn in self._absent:
             raise XenError(Errno.EINVAL)
         else:
             self.words[index] = value
@@ -257,19 +265,20 @@ class Pages:
     def l1_index(self, root: int, va: int) -> int | None:
         """Where the level-1 entry of `va` is under the table `root`, as an index of words; None where there is none."""
         words = self.words
-        table = root
-        for shift in (39, 30, 21):
-            entry = words[table << 9 | va >> shift & 511]
-            if not entry & _P:
-                return None
-            table = (entry & _ADDRESS) >> 12
-            if table >= self.frames:
-                return None
-        return table << 9 | va >> 12 & 511
+        entry = words[root << 9 | va >> 39 & 511]
+        if not entry & _P or entry & _ADDRESS >= _BEYOND:  # the hypervisor's own part lies beyond all memory
+            return None
+        entry = words[(entry & _ADDRESS) >> 3 | va >> 30 & 511]
+        if not entry & _P:
+            return None
+        entry = words[(entry & _ADDRESS) >> 3 | va >> 21 & 511]
+        if not entry & _P:
+            return None
+        return (entry & _ADDRESS) >> 3 | va >> 12 & 511
 
     def translate(self, root: int, va: int) -> int | None:
         """The machine address of `va`, in the guest's own part of the address space."""
-        if va >> 47 not in (0, 0x1FFFF):
+        if va >> 47 not in _CANONICAL:
             return None
         index = self.l1_index(root, va)
         if index is None:

@@ -48,6 +48,8 @@ def _xen_version(call: PvCall, cmd: int, arg: int, *_: int) -> int:
 
 
 def _vcpu_op(call: PvCall, cmd: int, index: int, arg: int, *_: int) -> int:
+    if index >= len(call.domain.vcpus):  # which a kernel asks thousands of times, until it has counted them
+        return -Errno.ENOENT
     if cmd != VcpuOp.REGISTER_VCPU_INFO:
         return vcpu_op(call, cmd, index, arg)
     mfn, offset = xen.REGISTER_VCPU_INFO.unpack(call.read(arg, xen.REGISTER_VCPU_INFO.size))

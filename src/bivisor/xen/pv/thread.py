@@ -10,7 +10,7 @@ from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, Hypercall
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Exit, RdMsr, WrMsr
 from bivisor.xen.call import Preempted
-from bivisor.xen.domain import Domain
+from bivisor.xen.domain import Domain, State
 from bivisor.xen.errors import XenError
 from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.machine import PvMachine
@@ -22,6 +22,7 @@ from bivisor.xen.vcpu_thread import VcpuThread
 if TYPE_CHECKING:
     from bivisor.xen.pv.guest import PvGuest
 
+_FUNCTION = TABLE.get
 _MASK: Final = (1 << 64) - 1
 _PAT: Final = 0x0005_0100_0704_0106  # what Xen has there (arch-x86/xen.h, "PAT")
 _READABLE: Final[dict[int, int]] = {
@@ -54,25 +55,26 @@ class PvThread(VcpuThread):
         self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)
         self._lock = guest.xen.lock
         self._calls = 0
-        self.hypercalls: dict[int, int] = {}
+        self.counts = dict.fromkeys(TABLE, 0)
+        """How often each hypercall was made."""
 
     def call(self) -> bool:
         """See `Supervisor.call`: a hypercall, whose number is in RAX (arch-x86/xen-x86_64.h)."""
         self.handling = True
         regs = self._registers
         number = regs[0]
-        function = TABLE.get(number)
+        function = _FUNCTION(number)
         if function is not None:
+            self.counts[number] += 1
             try:
                 with self._lock:
-                    result = function(self._pv_call, regs[7], regs[6], regs[2], regs[10], regs[8], regs[9])
+                    result = function(self._pv_call, regs[7], regs[6], regs[2], regs[10], regs[8])
             except XenError as error:
                 result = -error.errno
             except Preempted as more:
                 result = self._go_on(number, more)
         else:
             result = self._unknown(number)
-        self.hypercalls[number] = self.hypercalls.get(number, 0) + 1
         regs[0] = result & _MASK
         info = self._info.info
         if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
@@ -81,7 +83,7 @@ class PvThread(VcpuThread):
         if not self._calls & 63:
             self._guest.keep_time(self.tsc)
         self.handling = False
-        return self._wish is None and self._domain.runnable
+        return self._wish is None and self._domain.state is State.RUNNING
 
     def _unknown(self, number: int) -> int:
         if number == EVENTS_CALL:
