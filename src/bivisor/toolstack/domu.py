@@ -14,6 +14,7 @@ from bivisor.dom0.console import Console
 from bivisor.errors import GuestTimeout, UsageError
 from bivisor.toolstack import domnodes
 from bivisor.toolstack.feed import Feed
+from bivisor.toolstack.pv import PvDomain
 from bivisor.toolstack.pvh import PvhDomain
 from bivisor.toolstack.xlconfig import DomainConfig
 from bivisor.xen.errors import XenError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from bivisor.toolstack.xenhost import XenHost
 
+_BUILDERS: dict[str, type[PvhDomain]] = {"pvh": PvhDomain, "pv": PvDomain}
 ORDERS = ("poweroff", "reboot", "halt", "suspend")
 KIB = 1 << 10
 _SLACK_KIB = 1024
@@ -54,7 +56,7 @@ class DomU:
         self._news = threading.Condition()
         self._said = bytearray()
         self._seen = 0
-        self._built = PvhDomain(
+        self._built = _BUILDERS[config.type](
             host.control,
             host.engine,
             config.kernel,

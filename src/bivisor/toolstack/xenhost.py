@@ -95,6 +95,7 @@ class XenHost:
         name: str,
         kernel: str | Path | None = None,
         *,
+        type: str = "pvh",
         memory: str | int = 256,
         vcpus: int = 1,
         initrd: str | Path | None = None,
@@ -105,7 +106,7 @@ class XenHost:
         cache: boot.Cache | None = None,
         paused: bool = False,
     ) -> DomU:
-        """A running PVH domain; without `kernel`, the default guest. `console` gets what it writes to its console.
+        """A running domain, "pvh" or "pv"; without `kernel`, the default guest. `console` gets what it says.
 
         `memory` is in MiB, or a text with a unit ("2G"); `disks` and `vifs` are as in xl.cfg(5). When the domain
         has shut down it is kept until it is destroyed. UsageError, ImageError, HostError.
@@ -113,6 +114,7 @@ class XenHost:
         keep, here = Action.PRESERVE, Path.cwd()
         config = DomainConfig(
             name=name,
+            type=type,
             kernel=None if kernel is None else Path(kernel),
             ramdisk=None if initrd is None else Path(initrd),
             cmdline=cmdline,

@@ -85,7 +85,6 @@ def test_cmdline_beats_root_and_extra_and_says_so(tmp_path: Path) -> None:
         ("memory = ['x']", 2, "memory: a list has to be a number from 1"),
         ("memory = 'lots'", 2, "memory: 'lots' has to be a number from 1"),
         ("vcpus = 0", 2, "vcpus: 0 has to be a number from 1 to 128"),
-        ("type = 'pv'", 2, 'type "pv" is not there yet'),
         ("type = 'hvm'", 2, 'type "hvm" is not there yet'),
         ("type = 'vm'", 2, 'type "vm" is none of pvh, pv and hvm'),
         ("builder = 'hvm'", 2, 'builder is not supported: type="pvh"'),

@@ -15,6 +15,7 @@ from bivisor.toolstack.xlconfig.vif import VifSpec
 
 MIB = 1 << 20
 NAME_MAX = 255
+TYPES = ("pvh", "pv")
 DEFAULT_MEMORY = 256 * MIB
 
 
@@ -46,6 +47,8 @@ class DomainConfig:
     """One domain. `memory` and `maxmem` are in bytes; no `kernel`: the default guest; `uuid` "": one is made up."""
 
     name: str
+    type: str = "pvh"
+    """"pvh" or "pv"."""
     kernel: Path | None = None
     ramdisk: Path | None = None
     cmdline: str = ""
@@ -64,6 +67,8 @@ class DomainConfig:
     def completed(self) -> DomainConfig:
         """With everything filled in that was left to us, checked. UsageError."""
         check_name(self.name)
+        if self.type not in TYPES:
+            raise UsageError(f"type {self.type!r} is none of {' and '.join(TYPES)}")
         most, processors = self.maxmem or self.memory, self.maxvcpus or self.vcpus
         if self.memory > most:
             raise UsageError(f"maxmem {most >> 20} MiB is less than memory {self.memory >> 20} MiB")

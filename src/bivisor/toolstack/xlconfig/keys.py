@@ -110,12 +110,12 @@ def _check_type(keys: dict[str, Value]) -> None:
     if "type" not in keys:
         return
     match _text(keys["type"]):
-        case "pvh":
+        case "pvh" | "pv":
             return
-        case "pv" | "hvm" as kind:
-            raise keys["type"].place.error(f'type "{kind}" is not there yet; "pvh" is')
+        case "hvm":
+            raise keys["type"].place.error('type "hvm" is not there yet; "pvh" and "pv" are')
         case other:
-            raise keys["type"].place.error(f'type "{other}" is none of pvh, pv and hvm; "pvh" is what is there')
+            raise keys["type"].place.error(f'type "{other}" is none of pvh, pv and hvm; "pvh" and "pv" are there')
 
 
 def _absolute(config: DomainConfig, folder: Path) -> DomainConfig:
@@ -188,6 +188,7 @@ def _list_of(parse_one: Callable[[str], Any]) -> Callable[[Value], tuple[Any, ..
 _MIB = _number(1, MEMORY_MAX_MIB, MIB)
 _READERS: dict[str, tuple[str, Callable[[Value], Any]]] = {
     "name": ("name", lambda value: check_name(_text(value))),
+    "type": ("type", _text),
     "kernel": ("kernel", lambda value: Path(_text(value))),
     "ramdisk": ("ramdisk", lambda value: Path(_text(value))),
     "cmdline": ("cmdline", _text),
@@ -203,4 +204,4 @@ _READERS: dict[str, tuple[str, Callable[[Value], Any]]] = {
     "on_crash": ("on_crash", _action),
     "on_watchdog": ("on_watchdog", _action),
 }
-_ALSO = frozenset({"type", "builder", "root", "extra"})
+_ALSO = frozenset({"builder", "root", "extra"})

@@ -83,6 +83,7 @@ entries:                                        # offsets that stub.py's user re
         jmp     r11
         .endm
 
+        .skip   128                             # so that each entry has a jump of the same size
         .balign 16
 without_error:
         cmp     ecx, 7                          # #NM: Xen lets go of the FPU before it tells the guest

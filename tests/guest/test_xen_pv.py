@@ -1,0 +1,75 @@
+"""A stock kernel as PV domain: to a shell, on the soft engine, and every way to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bivisor import boot
+from bivisor.abi.xen.xen import ShutdownReason
+from bivisor.image import default_guest, quiet
+from bivisor.image.place import default_root
+from bivisor.toolstack.domu import DomU
+from bivisor.toolstack.xenhost import XenHost
+
+from .test_xen_pvh import CMDLINE, PATIENCE_S, Talk
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture
+def host() -> Iterator[XenHost]:
+    with XenHost("soft") as host:
+        yield host
+
+
+def create(host: XenHost, talk: Talk, name: str = "u1", kind: str = "pv") -> DomU:
+    guest = default_guest(quiet)
+    cache = boot.PayloadCache(Path(default_root()) / "kernels")
+    return host.create(name, guest.kernel, type=kind, initrd=guest.initrd, cmdline=CMDLINE, console=talk, cache=cache)
+
+
+def ask(domain: DomU, talk: Talk, command: str, answer: str) -> None:
+    domain.send(command.encode() + b"\n")
+    talk.wait_for(answer.encode())
+
+
+def test_a_stock_kernel_reaches_a_shell_as_pv_domain_and_powers_off(host: XenHost) -> None:
+    talk = Talk()
+    domain = create(host, talk)
+    talk.wait_for(b"Leave with exit")
+    assert b"Hypervisor detected: Xen PV" in talk.text
+    assert b"Booting kernel on Xen\r\n" in talk.text  # what Linux 6.1 says in place of "paravirtualized kernel"
+    ask(domain, talk, "cat /sys/hypervisor/type /sys/hypervisor/guest_type", "xen\r\nPV")
+    ask(domain, talk, "cat /sys/devices/system/clocksource/*/current_clocksource | tr x X", "Xen\r\n")
+    ask(domain, talk, "for i in $(seq 50); do (true) || echo lost; done; echo forked $((6 * 7))", "forked 42")
+    ask(domain, talk, "sleep 0.2; echo slept $((6 * 7))", "slept 42")
+    ask(domain, talk, "dmesg | grep -c 'unchecked MSR\\|WARNING\\|BUG:' | sed 's/^/warnings /'", "warnings 0\r\n")
+    domain.send(b"poweroff\n")
+    assert domain.wait(PATIENCE_S) is ShutdownReason.POWEROFF
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [(b"reboot\n", ShutdownReason.REBOOT), (b"echo c > /proc/sysrq-trigger\n", ShutdownReason.CRASH)],
+    ids=["reboot", "panic"],
+)
+def test_the_hypervisor_hears_why_a_pv_domain_ends(host: XenHost, command: bytes, reason: ShutdownReason) -> None:
+    talk = Talk()
+    domain = create(host, talk)
+    talk.wait_for(b"Leave with exit")
+    domain.send(command)
+    assert domain.wait(PATIENCE_S) is reason
+
+
+def test_a_destroyed_pv_domain_gives_everything_back_and_a_pvh_domain_beside_it_runs_on(host: XenHost) -> None:
+    beside, talk = Talk(), Talk()
+    other = create(host, beside, "other", "pvh")
+    domain = create(host, talk)
+    talk.wait_for(b"Linux version")
+    domain.destroy()
+    beside.wait_for(b"Leave with exit")
+    ask(other, beside, "echo still $((6 * 7))", "still 42")
+    assert sorted(host.xen.domains) == [0, other.domid]
