@@ -1,0 +1,308 @@
+"""The card: registers, EEPROM, PHY, and the two rings.
+
+Specification: Intel 317453, section 13 "Register Descriptions". The wire is a `NetBackend` (platform/virtio/net.py).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from bivisor.errors import GuestAddressError
+from bivisor.platform.e1000 import registers as r
+from bivisor.platform.e1000.transmit import FRAME_MAX, FRAME_MIN, PACKET_MAX, Context, frames
+from bivisor.platform.fwcfg import Memory
+from bivisor.platform.pci import BarKind, Identity, PciFunction
+from bivisor.platform.virtio.net import NetBackend, parse_mac
+
+REGISTERS = 0x2_0000
+IO_PORTS = 0x40
+TURN = 64
+_PHY = {0: 0x1140, 1: 0x796D, 2: 0x0141, 3: 0x0C20, 4: 0x0DE1, 5: 0xCDE1, 6: 1, 9: 0x0E00, 10: 0x3C00, 17: 0xAC08}
+_SIZES = {0: 2048, 1: 1024, 2: 512, 3: 256}
+_VIRTIO_HEADER = 12
+
+
+class E1000(PciFunction):
+    """The card with address `mac` on the wire `backend`, whose rings and buffers are in `memory`."""
+
+    def __init__(self, memory: Memory, backend: NetBackend, mac: str) -> None:
+        super().__init__(Identity(0x8086, 0x100E, 0x020000, 0x03, 0x1AF4, 0x1100), name="e1000", pin=1)
+        self._memory = memory
+        self._backend = backend
+        self._mac = parse_mac(mac)
+        self._eeprom = self._made_eeprom()
+        self._room = memoryview(bytearray(FRAME_MAX + _VIRTIO_HEADER))
+        self._io_address = 0
+        self._readers: dict[int, Callable[[], int]] = {r.ICR: self._take_causes}
+        self._writers: dict[int, Callable[[int], None]] = {
+            r.CTRL: self._set_control,
+            r.EERD: self._read_eeprom,
+            r.MDIC: self._phy_access,
+            r.ICR: self._clear_causes,
+            r.ICS: self._cause,
+            r.IMS: lambda value: self._mask(self._masked | value),
+            r.IMC: lambda value: self._mask(self._masked & ~value),
+            r.RCTL: self._set_receive,
+            r.RDT: self._set_receive_tail,
+            r.TCTL: self._set_transmit,
+            r.TDT: self._set_transmit_tail,
+        }
+        self._reset()
+        self.add_bar(0, BarKind.MEMORY32, REGISTERS, self)
+        self.add_bar(1, BarKind.IO, IO_PORTS, _IoPorts(self))
+
+    # Registers
+
+    def read(self, offset: int, size: int) -> int:
+        """A register; a narrower access is a part of one."""
+        place = offset & ~3
+        reader = self._readers.get(place)
+        value = reader() if reader is not None else self._registers.get(place, 0)
+        return value >> 8 * (offset & 3)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A register, whole."""
+        if offset & 3 or size < 4:
+            return
+        value &= 0xFFFF_FFFF
+        writer = self._writers.get(offset)
+        if writer is not None:
+            writer(value)
+        elif offset in _KEPT or any(first <= offset < end for first, end in _TABLES):
+            self._registers[offset] = value
+
+    def _reset(self) -> None:
+        self._causes = self._masked = 0
+        self._phy = dict(_PHY)
+        self._packet = bytearray()
+        self._context = Context()
+        self._registers = {
+            r.CTRL: r.CTRL_SLU,
+            r.STATUS: r.STATUS_FD | r.STATUS_LU | r.STATUS_SPEED_1000,
+            r.EECD: r.EECD_PRES,
+            r.RAL0: int.from_bytes(self._mac[:4], "little"),
+            r.RAH0: int.from_bytes(self._mac[4:], "little") | 1 << 31,
+        }
+        self._drive()
+
+    def _set_control(self, value: int) -> None:
+        if value & r.CTRL_RST:
+            self._backend.watch(None, None)
+            self._reset()
+        else:
+            self._registers[r.CTRL] = value & ~(r.CTRL_RST | r.CTRL_PHY_RST)
+
+    def _made_eeprom(self) -> list[int]:
+        words = [0] * 64
+        words[0:3] = struct.unpack("<3H", self._mac)
+        words[0x0A:0x0F] = [0x0000, 0x1100, 0x1AF4, 0x100E, 0x8086]
+        words[0x3F] = 0xBABA - sum(words[:0x3F]) & 0xFFFF
+        return words
+
+    def _read_eeprom(self, value: int) -> None:
+        if value & r.EERD_START:
+            word = self._eeprom[value >> 8 & 0x3F]
+            self._registers[r.EERD] = word << 16 | value & 0xFF00 | r.EERD_DONE
+
+    def _phy_access(self, value: int) -> None:
+        number = value >> 16 & 31
+        if value >> 21 & 31 != 1:
+            value |= r.MDIC_ERROR
+        elif value & r.MDIC_READ:
+            value = value & ~0xFFFF | self._phy.get(number, 0)
+        elif value & r.MDIC_WRITE and number not in (1, 2, 3):
+            self._phy[number] = value & (0x7DFF if number == 0 else 0xFFFF)  # a reset ends at once
+        self._registers[r.MDIC] = value | r.MDIC_READY
+
+    # Interrupts
+
+    def _take_causes(self) -> int:
+        causes, self._causes = self._causes, 0
+        self._drive()
+        return causes
+
+    def _clear_causes(self, value: int) -> None:
+        self._causes &= ~value
+        self._drive()
+
+    def _cause(self, value: int) -> None:
+        self._causes |= value & 0x1_FFFF
+        self._drive()
+
+    def _mask(self, value: int) -> None:
+        self._masked = value & 0x1_FFFF
+        self._registers[r.IMS] = self._masked
+        self._drive()
+
+    def _drive(self) -> None:
+        self.set_intx(bool(self._causes & self._masked))
+
+    # Rings
+
+    def _ring(self, low: int) -> tuple[int, int, int]:
+        """(address, descriptors, head) of the ring whose registers begin at `low`."""
+        g = self._registers.get
+        base = g(low, 0) & ~15 | g(low + 4, 0) << 32
+        return base, (g(low + 8, 0) & 0xF_FF80) // r.DESCRIPTOR, g(low + 0x10, 0) & 0xFFFF
+
+    def _set_transmit(self, value: int) -> None:
+        self._registers[r.TCTL] = value
+        self._transmit()
+
+    def _set_transmit_tail(self, value: int) -> None:
+        self._registers[r.TDT] = value & 0xFFFF
+        self._transmit()
+
+    def _transmit(self) -> None:
+        base, count, head = self._ring(r.TDBAL)
+        tail = self._registers.get(r.TDT, 0)
+        if not self._registers.get(r.TCTL, 0) & r.TCTL_EN or not self.bus_master or head >= count or tail >= count:
+            return
+        causes = r.INT_TXQE
+        try:
+            for _ in range(count):  # a tail that runs away does not hold up the host
+                if head == tail:
+                    break
+                at = base + head * r.DESCRIPTOR
+                if self._send_descriptor(bytes(self._memory.view(at, r.DESCRIPTOR))):
+                    view = self._memory.view(at + 12, 1)
+                    view[0] |= r.DD
+                    self._memory.written(at + 12, 1)
+                    causes |= r.INT_TXDW
+                head = (head + 1) % count
+        except GuestAddressError:
+            self._packet.clear()  # a ring or a buffer that is not memory: the driver sees a head that stays
+        self._registers[r.TDH] = head
+        self._cause(causes)
+
+    def _send_descriptor(self, raw: bytes) -> bool:
+        """Take one descriptor; whether its status is to be written back."""
+        address, word, _, options, _ = r.TX_EXTENDED.unpack(raw)
+        command = word >> 24
+        if command & r.CMD_DEXT and not word >> 20 & 15:
+            self._context = Context.parse(raw)
+            return bool(command & r.CMD_RS)
+        extended = bool(command & r.CMD_DEXT)
+        length = word & 0xF_FFFF if extended else word & 0xFFFF
+        if len(self._packet) + length <= PACKET_MAX:
+            self._packet += self._memory.view(address, length)
+        if command & r.CMD_EOP:
+            packet, self._packet = self._packet, bytearray()
+            if extended:
+                segment = bool(command & r.CMD_TSE)
+                for frame in frames(packet, self._context, options, segment=segment):
+                    self._send(frame)
+            else:
+                if command & r.CMD_IC:
+                    _, _, put, _, _, start, _ = r.TX_LEGACY.unpack(raw)
+                    packet_context = Context(start=start, put=put)
+                    next(frames(packet, packet_context, r.POPTS_TXSM, segment=False))
+                self._send(packet)
+        return bool(command & r.CMD_RS)
+
+    def _send(self, frame: bytearray) -> None:
+        if FRAME_MIN <= len(frame) <= FRAME_MAX:
+            view = memoryview(frame)
+            head = [memoryview(bytes(_VIRTIO_HEADER))] if self._backend.has_header else []
+            self._backend.send([*head, view])  # a wire without room loses it, as wires do
+
+    def _set_receive(self, value: int) -> None:
+        self._registers[r.RCTL] = value
+        self._watch()
+
+    def _set_receive_tail(self, value: int) -> None:
+        self._registers[r.RDT] = value & 0xFFFF
+        self._watch()
+
+    def _watch(self) -> None:
+        base, count, head = self._ring(r.RDBAL)
+        del base
+        ready = self._registers.get(r.RCTL, 0) & r.RCTL_EN and head < count and head != self._registers.get(r.RDT, 0)
+        self._backend.watch(self._receive if ready else None, None)
+
+    def _receive(self) -> None:
+        skip = _VIRTIO_HEADER if self._backend.has_header else 0
+        for _ in range(TURN):
+            base, count, head = self._ring(r.RDBAL)
+            if head >= count or head == self._registers.get(r.RDT, 0):
+                break
+            length = self._backend.receive([self._room])
+            if length <= 0:
+                if length < 0:
+                    self._backend.watch(None, None)
+                return
+            frame = self._room[skip:length]
+            if FRAME_MIN <= len(frame) <= FRAME_MAX and self._is_ours(frame):
+                self._store(frame, base, count, head)
+        self._watch()
+
+    def _is_ours(self, frame: memoryview) -> bool:
+        control = self._registers.get(r.RCTL, 0)
+        if frame[0] & 1:
+            broadcast = bytes(frame[:6]) == b"\xff" * 6
+            # the multicast table may let more through than the guest asked for; its stack sorts them out
+            return bool(control & (r.RCTL_BAM if broadcast else r.RCTL_MPE) or not broadcast)
+        own = struct.pack("<II", self._registers.get(r.RAL0, 0), self._registers.get(r.RAH0, 0))[:6]
+        return bool(control & r.RCTL_UPE) or bytes(frame[:6]) == own
+
+    def _store(self, frame: memoryview, base: int, count: int, head: int) -> None:
+        """Put a frame into the next buffers; one that does not fit into what is there is lost."""
+        control = self._registers.get(r.RCTL, 0)
+        room = _SIZES[control >> 16 & 3] * (16 if control & r.RCTL_BSEX and control >> 16 & 3 else 1)
+        data = bytes(frame).ljust(60, b"\0") + (b"" if control & r.RCTL_SECRC else bytes(4))
+        available = (self._registers.get(r.RDT, 0) - head) % count
+        pieces = range(0, len(data), room)
+        if not self.bus_master or len(pieces) > available:
+            self._cause(r.INT_RXO)
+            return
+        try:
+            for start in pieces:
+                piece = data[start : start + room]
+                at = base + head * r.DESCRIPTOR
+                (address,) = struct.unpack("<Q", self._memory.view(at, 8))
+                self._memory.view(address, len(piece))[:] = piece
+                self._memory.written(address, len(piece))
+                status = r.DD | (r.RX_EOP if start + room >= len(data) else 0)
+                self._memory.view(at, r.DESCRIPTOR)[:] = r.RX_DESCRIPTOR.pack(address, len(piece), 0, status, 0, 0)
+                self._memory.written(at, r.DESCRIPTOR)
+                head = (head + 1) % count
+        except GuestAddressError:
+            self._cause(r.INT_RXO)
+            return
+        self._registers[r.RDH] = head
+        self._cause(r.INT_RXT0)
+
+    def close(self) -> None:
+        """See `PciFunction.close`; the wire stays its owner's."""
+        self._backend.watch(None, None)
+
+
+_KEPT = frozenset(
+    (
+        *(r.EECD, r.ITR, r.RDBAL, r.RDBAH, r.RDLEN, r.RDH, r.TDBAL, r.TDBAH, r.TDLEN, r.TDH),
+        *range(0x0028, 0x00C0, 4),
+        *(0x0170, 0x0410, 0x0420, 0x0E00, 0x1000, 0x2160, 0x2168, 0x2170),
+        *(0x2820, 0x2828, 0x282C, 0x3820, 0x3828, 0x382C, 0x5000, 0x5800, 0x5808),
+    )
+)
+_TABLES = ((r.MTA, r.MTA_END), (r.RAL0, r.RA_END), (r.VFTA, r.VFTA_END))
+
+
+class _IoPorts:
+    """BAR 1: an address register and a data register for the same registers (13.2.1)."""
+
+    def __init__(self, card: E1000) -> None:
+        self._card = card
+        self._address = 0
+
+    def read(self, offset: int, size: int) -> int:
+        if offset == 0:
+            return self._address
+        return self._card.read(self._address, 4) if offset == 4 and self._address < REGISTERS else 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        if offset == 0 and size == 4:
+            self._address = value & 0xF_FFFC
+        elif offset == 4 and size == 4 and self._address < REGISTERS:
+            self._card.write(self._address, 4, value)

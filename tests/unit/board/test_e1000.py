@@ -1,0 +1,179 @@
+"""The e1000: rings, checksums, segmentation, and drivers that break the rules."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from board_bench import Bench, bench
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bivisor.platform.e1000 import E1000
+from bivisor.platform.e1000 import registers as r
+from bivisor.platform.e1000.transmit import checksum
+
+BASE, TX, RX, BUFFERS = 0xE000_0000, 0x1000, 0x2000, 0x8000
+MAC = "52:54:00:12:34:56"
+
+
+class Wire:
+    has_header = False
+    offloads = 0
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.waiting: list[bytes] = []
+        self.readable: Callable[[], None] | None = None
+
+    def set_offloads(self, features: int) -> None:
+        pass
+
+    def watch(self, readable: Callable[[], None] | None, writable: Callable[[], None] | None) -> None:
+        self.readable = readable
+
+    def send(self, views: Sequence[memoryview]) -> bool:
+        self.sent.append(b"".join(views))
+        return True
+
+    def receive(self, views: Sequence[memoryview]) -> int:
+        if not self.waiting:
+            return 0
+        frame = self.waiting.pop(0)
+        views[0][: len(frame)] = frame
+        return len(frame)
+
+
+class Driver:
+    def __init__(self, made: Bench) -> None:
+        self.made, self.wire = made, Wire()
+        made.board.add(E1000(made.memory, self.wire, MAC), 3)
+        made.config(1, 0, 0x60 + 2, 0x0B, 1)  # slot 3, pin A: PIRQ C
+        made.config(3, 0, 0x10, BASE)
+        made.config(3, 0, 0x04, 7, 2)
+        for low, place, count in ((r.TDBAL, TX, 8), (r.RDBAL, RX, 8)):
+            self[low], self[low + 8] = place, count * 16
+        self[r.TCTL], self[r.RCTL] = r.TCTL_EN, r.RCTL_EN | r.RCTL_BAM
+        self[r.IMS] = 0x1FFFF
+        self.tail = 0
+
+    def __setitem__(self, offset: int, value: int) -> None:
+        self.made.mmio.write(BASE + offset, 4, value)
+
+    def __getitem__(self, offset: int) -> int:
+        return self.made.mmio.read(BASE + offset, 4)
+
+    def put(self, descriptor: bytes) -> None:
+        self.made.memory.write(TX + 16 * self.tail, descriptor)
+        self.tail = (self.tail + 1) % 8
+
+    def go(self) -> None:
+        self[r.TDT] = self.tail
+
+
+@pytest.fixture
+def driver() -> Iterator[Driver]:
+    with bench() as made:
+        yield Driver(made)
+
+
+def test_the_address_is_in_the_eeprom_whose_sum_is_right(driver: Driver) -> None:
+    words = []
+    for at in range(64):
+        driver[r.EERD] = at << 8 | 1
+        assert driver[r.EERD] & r.EERD_DONE
+        words.append(driver[r.EERD] >> 16)
+    assert struct.pack("<3H", *words[:3]).hex(":") == MAC
+    assert sum(words) & 0xFFFF == 0xBABA
+
+
+def test_a_frame_in_two_pieces_is_sent_and_the_guest_told(driver: Driver) -> None:
+    driver.made.memory.write(BUFFERS, bytes(range(100)))
+    driver.put(r.TX_LEGACY.pack(BUFFERS, 60, 0, 0, 0, 0, 0))
+    driver.put(r.TX_LEGACY.pack(BUFFERS + 60, 40, 0, r.CMD_EOP | r.CMD_RS, 0, 0, 0))
+    driver.go()
+    assert driver.wire.sent == [bytes(range(100))]
+    assert driver.made.lines[11]
+    assert driver[r.ICR] & r.INT_TXDW
+    assert not driver.made.lines[11]
+    assert driver[r.TDH] == 2
+    assert driver.made.memory.read(TX + 16 + 12, 1) == b"\x01"
+
+
+def test_a_long_segment_is_cut_into_frames_with_right_checksums(driver: Driver) -> None:
+    payload = bytes(n * 7 & 0xFF for n in range(3000))
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 0, 100, 0, 64, 6, 0, bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2)))
+    pseudo = checksum(ip[12:20] + struct.pack(">H", 6))
+    tcp = struct.pack(">HHIIBBHHH", 1, 2, 1000, 0, 0x50, 0x19, 512, pseudo, 0)
+    packet = bytes(12) + b"\x08\0" + ip + tcp + payload
+    driver.made.memory.write(BUFFERS, packet)
+    flags = (r.TUCMD_TCP | r.TUCMD_IP | r.CMD_TSE | r.CMD_DEXT) << 24
+    driver.put(r.TX_CONTEXT.pack(14, 24, 33, 34, 50, 0, flags | len(payload), 0, 54, 1460))
+    word = (r.CMD_DEXT | r.CMD_TSE | r.CMD_EOP | r.CMD_RS) << 24 | 1 << 20 | len(packet)
+    driver.put(r.TX_EXTENDED.pack(BUFFERS, word, 0, r.POPTS_IXSM | r.POPTS_TXSM, 0))
+    driver.go()
+    sent = driver.wire.sent
+    assert [len(frame) for frame in sent] == [1514, 1514, 134]
+    assert b"".join(frame[54:] for frame in sent) == payload
+    for number, frame in enumerate(sent):
+        assert checksum(frame[14:34]) == 0xFFFF
+        length = len(frame) - 34
+        assert checksum(frame[26:34] + struct.pack(">HH", 6, length) + frame[34:]) == 0xFFFF
+        assert struct.unpack_from(">H", frame, 18)[0] == 100 + number
+        assert struct.unpack_from(">I", frame, 38)[0] == 1000 + 1460 * number
+        assert bool(frame[47] & 0x09) == (number == 2)
+
+
+def test_a_frame_arrives_in_the_guests_buffer(driver: Driver) -> None:
+    for at in range(8):
+        driver.made.memory.write(RX + 16 * at, struct.pack("<QQ", BUFFERS + 2048 * at, 0))
+    driver[r.RDT] = 7
+    ours = bytes.fromhex(MAC.replace(":", "")) + bytes(94)
+    driver.wire.waiting += [bytes((2,)) + bytes(99), ours]  # the first is for somebody else
+    assert driver.wire.readable is not None
+    driver.wire.readable()
+    assert driver[r.RDH] == 1
+    assert driver.made.memory.read(BUFFERS, 100) == ours
+    _, length, _, status, _, _ = r.RX_DESCRIPTOR.unpack(driver.made.memory.read(RX, 16))
+    assert (length, status) == (104, r.DD | r.RX_EOP)
+    assert driver[r.ICR] & r.INT_RXT0
+
+
+def test_nobody_listens_to_a_card_without_buffers(driver: Driver) -> None:
+    driver[r.RDT] = 0
+    assert driver.wire.readable is None
+
+
+PLACES = [
+    r.CTRL,
+    r.EERD,
+    r.MDIC,
+    r.ICR,
+    r.ICS,
+    r.IMS,
+    r.RCTL,
+    r.TCTL,
+    *range(0x2800, 0x281C, 4),
+    *range(0x3800, 0x381C, 4),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(PLACES), st.one_of(st.integers(0, 2**32 - 1), st.integers(0, 4096))), max_size=40
+    ),
+    st.binary(max_size=256),
+)
+def test_no_driver_makes_the_card_raise_or_leave_memory(writes: list[tuple[int, int]], rings: bytes) -> None:
+    with bench() as made:
+        driver = Driver(made)
+        made.memory.write(TX, rings)
+        made.memory.write(RX, rings)
+        for offset, value in writes:
+            driver[offset] = value
+            driver[offset]
+            driver.wire.waiting.append(b"\xff" * 100)
+            if driver.wire.readable is not None:
+                driver.wire.readable()
