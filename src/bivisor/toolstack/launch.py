@@ -147,7 +147,12 @@ def add_net(vm: VirtualMachine, option: NetOption, index: int) -> None:
     parse_mac(mac)
     wire = _WIRES[option.kind](vm, option.target)
     vm.on_close(wire.close)
-    vm.add(VirtioNet(wire, mac))
+    if option.model == "e1000":
+        from bivisor.platform.e1000 import E1000
+
+        vm.pc.add(E1000(vm.memory, wire, mac))
+    else:
+        vm.add(VirtioNet(wire, mac))
 
 
 def _user(vm: VirtualMachine, _: str) -> _Wire:

@@ -64,20 +64,24 @@ class DiskOption:
 @dataclass(frozen=True, slots=True)
 class NetOption:
     """A network interface. `kind` is "user" (passt), "tap" (`target` is the device) or "socket" (`target` is a path);
-    without `mac` it gets one by its place."""
+    without `mac` it gets one by its place. `model` is "virtio" or, in a PC, "e1000"; "" for the machine's choice."""
 
     kind: str
     target: str = ""
     mac: str = ""
+    model: str = ""
 
     @classmethod
     def parse(cls, text: str) -> NetOption:
-        """user, tap=NAME or socket=PATH, each with ,mac=AA:BB:CC:DD:EE:FF if wanted."""
-        first, words = _split(text, ("mac",))
+        """user, tap=NAME or socket=PATH, each with ,mac=AA:BB:CC:DD:EE:FF and ,model=virtio|e1000 if wanted."""
+        first, words = _split(text, ("mac", "model"))
         kind, _, target = first.partition("=")
         if kind not in ("user", "tap", "socket") or bool(target) == (kind == "user"):
             raise UsageError(f"net {text!r}: it is user, tap=NAME or socket=PATH, and ,mac=ADDRESS if wanted")
-        return cls(kind, target, words.get("mac", ""))
+        model = words.get("model", "")
+        if model not in ("", "virtio", "e1000"):
+            raise UsageError(f"net {text!r}: model={model} is neither virtio nor e1000")
+        return cls(kind, target, words.get("mac", ""), model)
 
 
 @dataclass(frozen=True, slots=True)
