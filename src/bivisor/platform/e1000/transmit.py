@@ -44,7 +44,7 @@ class Context:
 
 def checksum(data: bytes | bytearray | memoryview, initial: int = 0) -> int:
     """The ones' complement sum of 16-bit words (RFC 1071), not yet inverted."""
-    total = initial + sum(struct.unpack(f">{len(data) // 2}H", data[: len(data) & ~1]))
+    total: int = initial + sum(struct.unpack(f">{len(data) // 2}H", data[: len(data) & ~1]))
     if len(data) & 1:
         total += data[-1] << 8
     while total >> 16:
