@@ -1,0 +1,51 @@
+"""The socket by which a running PC is seen and typed to."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from board_bench import Bench, bench
+
+from bivisor.errors import HostError, UsageError
+from bivisor.toolstack.control import ControlSocket, ask
+
+
+class Machine:
+    """As much of a machine as the socket needs."""
+
+    def __init__(self, made: Bench) -> None:
+        self.board = made.board
+        self.loop = SimpleNamespace(lock=threading.RLock())
+        self.did: list[str] = []
+
+    def power_button(self) -> None:
+        self.did.append("power")
+
+    def stop(self) -> None:
+        self.did.append("stop")
+
+
+def test_pictures_keys_and_refusals_go_through_the_socket(tmp_path: Path) -> None:
+    path = tmp_path / "pc"
+    with bench() as made:
+        machine: Any = Machine(made)
+        with ControlSocket(path, machine):
+            assert ask(path, "screenshot")[:8] == b"\x89PNG\r\n\x1a\n"
+            assert ask(path, "power") == b""
+            assert ask(path, "stop") == b""
+            with pytest.raises(UsageError, match="none of screenshot"):
+                ask(path, "dance")
+            ask(path, "keys a")
+            keyboard = made.board.ps2.keyboard
+            arrived = threading.Event()
+            while not keyboard.queue and not arrived.wait(0.01):
+                pass
+            assert list(keyboard.queue) == [0x1C, 0xF0, 0x1C]
+        assert machine.did == ["power", "stop"]
+        assert not path.exists()
+    with pytest.raises(HostError, match="no machine listens"):
+        ask(path, "screenshot")
