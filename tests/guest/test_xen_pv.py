@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +74,41 @@ def test_a_destroyed_pv_domain_gives_everything_back_and_a_pvh_domain_beside_it_
     beside.wait_for(b"Leave with exit")
     ask(other, beside, "echo still $((6 * 7))", "still 42")
     assert sorted(host.xen.domains) == [0, other.domid]
+
+
+def test_disk_network_and_balloon_work_in_pv_domains(host: XenHost, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(16 << 20))
+    talks = [Talk(), Talk()]
+    guest = default_guest(quiet)
+    domains = [
+        host.create(
+            f"u{number}",
+            guest.kernel,
+            type="pv",
+            initrd=guest.initrd,
+            cmdline=CMDLINE,
+            console=talk,
+            disks=[] if number else [f"{disk},raw,xvda,w"],
+            vifs=[""],
+        )
+        for number, talk in enumerate(talks)
+    ]
+    for number, (domain, talk) in enumerate(zip(domains, talks, strict=True)):
+        talk.wait_for(b"Leave with exit")
+        address = f"ip addr add 10.9.0.{number + 1}/24 dev eth0; ip link set eth0 up"
+        ask(domain, talk, f"{address}; echo up $((6 * 7))", "up 42")
+    ask(domains[1], talks[1], "ping -c 2 -W 20 10.9.0.1 | grep received", "2 packets received")
+    write = "dd if=/dev/urandom of=/tmp/x bs=1M count=8; dd if=/tmp/x of=/dev/xvda bs=1M; sync"
+    compare = "echo 3 > /proc/sys/vm/drop_caches; cmp -n 8388608 /tmp/x /dev/xvda && echo same $((6 * 7))"
+    ask(domains[0], talks[0], f"{write}; {compare}", "same 42")
+    pages = host.xen.domains[domains[0].domid]
+    before = pages.pages
+    for target in (200, 256):
+        with host.loop.lock:
+            host.store.write(f"{domains[0].path}/memory/target", str(target << 10))
+        wanted = before - (256 - target << 8)
+        until = time.monotonic() + PATIENCE_S
+        while pages.pages != wanted and time.monotonic() < until:
+            domains[0].wait(0.05)
+        assert pages.pages == wanted
