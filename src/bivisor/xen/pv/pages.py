@@ -70,23 +70,28 @@ class Pages:
 
     def get(self, mfn: int, kind: int) -> None:
         """Use `mfn` as `kind`, once more. XenError(EINVAL) where it is another's, or of another type."""
+        if self._take(mfn, kind):
+            self._flush()  # a processor may still know a writable mapping of it
+
+    def _take(self, mfn: int, kind: int) -> bool:
+        """`get`; whether translations have to be forgotten, once for all that was taken."""
         if not self.has(mfn):
             raise XenError(Errno.EINVAL)
         if self.count[mfn]:
             if self.kind[mfn] != kind:
                 raise XenError(Errno.EINVAL)
             self.count[mfn] += 1
-            return
+            return False
         self.kind[mfn] = kind
         self.count[mfn] = 1
         if kind == WRITABLE:
-            return
+            return False
         try:
             self._validate(mfn, kind)
         except XenError:
             self.kind[mfn], self.count[mfn] = NONE, 0
             raise
-        self._flush()  # a processor may still know a writable mapping of it
+        return True
 
     def put(self, mfn: int) -> None:
         """Use it once less."""
@@ -190,10 +195,10 @@ class Pages:
             if not left:
                 self.kind[mfn] = NONE
 
-    def _get_upper(self, entry: int, kind: int) -> None:
+    def _get_upper(self, entry: int, kind: int) -> bool:
         if entry & _UPPER_FORBIDDEN:
             raise XenError(Errno.EINVAL)
-        self.get((entry & _ADDRESS) >> 12, kind - 1)
+        return self._take((entry & _ADDRESS) >> 12, kind - 1)
 
     def set_l1(self, index: int, new: int) -> None:
         """Change a level-1 entry; `index` counts 64-bit words of memory. XenError: EINVAL, EBUSY."""
@@ -221,15 +226,17 @@ class Pages:
             if slot >= abi.HYPERVISOR_SLOTS.stop:
                 new &= ~_USER  # programs have nothing in the kernel's half, whatever the tables below it say
         old = self.words[index]
+        fresh = False
         if new & _P:
             if (old ^ new) & ~_UPPER_PLAIN or new & _UPPER_FORBIDDEN:
-                self._get_upper(new, kind)
+                fresh = self._get_upper(new, kind)
             else:
                 self.words[index] = new
                 return
         self.words[index] = new
         if old & _P:
             self.put((old & _ADDRESS) >> 12)
+        if old & _P or fresh:
             self._flush()
 
     def update(self, address: int, value: int, preserve: bool) -> None:
