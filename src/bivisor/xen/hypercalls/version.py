@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import struct
 from collections.abc import Callable
 
@@ -21,7 +22,11 @@ _FEATURES = (
 )
 _CAPABILITIES = b"xen-3.0-x86_64 hvm-3.0-x86_64 \0"
 _VIRT_START = 0xFFFF_8000_0000_0000
-_COMPILE_INFO = b"".join(text.ljust(size, b"\0") for text, size in ((b"Bivisor", 64), (b"", 16), (b"", 32), (b"", 32)))
+_BY = f"Python {platform.python_version()}", "bivisor", "", platform.python_build()[1]
+_COMPILE_INFO = b"".join(
+    text.encode()[: size - 1].ljust(size, b"\0") for text, size in zip(_BY, (64, 16, 32, 32), strict=True)
+)
+_DENIED = b"<denied>\0"
 
 
 def _get_features(call: Call, arg: int) -> int:
@@ -54,6 +59,15 @@ def _handle(call: Call, arg: int) -> int:
     return 0
 
 
+def _command_line(call: Call, arg: int) -> int:
+    call.write(arg, b"\0" if call.domain.privileged else _DENIED)
+    return 0
+
+
+def _build_id(call: Call, _: int) -> int:
+    raise XenError(Errno.ENODATA if call.domain.privileged else Errno.EPERM)
+
+
 _OPS: dict[int, Callable[[Call, int], int]] = {
     VersionOp.VERSION: lambda _, __: XEN_VERSION,
     VersionOp.EXTRAVERSION: _text(EXTRAVERSION),
@@ -64,7 +78,8 @@ _OPS: dict[int, Callable[[Call, int], int]] = {
     VersionOp.GET_FEATURES: _get_features,
     VersionOp.PAGESIZE: _page_size,
     VersionOp.GUEST_HANDLE: _handle,
-    VersionOp.COMMANDLINE: _text(b"\0"),
+    VersionOp.COMMANDLINE: _command_line,
+    VersionOp.BUILD_ID: _build_id,
 }
 
 
