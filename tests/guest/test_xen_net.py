@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
@@ -132,3 +134,29 @@ def test_user_mode_networking_reaches_a_server_of_the_host(host: XenHost) -> Non
         said = say(domain, "set -- $(route -n | grep ^0.0.0.0); nc $2 " + f"{port} | sha256sum")
         assert sha256(data).hexdigest() in said
         thread.join(PATIENCE_S)
+
+
+def taps_can_be_made() -> bool:
+    return os.geteuid() == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK) and shutil.which("ip") is not None
+
+
+@pytest.mark.skipif(not taps_can_be_made(), reason="needs the right to make TAP devices, and iproute2")
+def test_a_tap_device_carries_a_domains_packets_into_the_hosts_own_network(host: XenHost) -> None:
+    domain = create(host, 1, VifSpec(kind="tap", vifname="bvxen0"))
+    for words in ("addr add 10.213.0.1/24 dev bvxen0", "link set bvxen0 up"):
+        subprocess.run(["ip", *words.split()], check=True)
+    domain.wait_for("Leave with exit", PATIENCE_S)
+    say(domain, "ifconfig eth0 10.213.0.2 netmask 255.255.255.0 up")
+    assert " 0% packet loss" in say(domain, "ping -c 2 -i 0.2 -W 5 10.213.0.1")
+    with socket.create_server(("10.213.0.1", 0)) as server:
+        server.settimeout(PATIENCE_S)
+        port = server.getsockname()[1]
+        domain.send("dd if=/dev/urandom of=/file bs=64k count=64; sha256sum /file; ")
+        domain.send(f"nc 10.213.0.1 {port} < /file\n")
+        end, _ = server.accept()
+        digest = sha256()
+        with end:
+            end.settimeout(PATIENCE_S)
+            while data := end.recv(1 << 16):
+                digest.update(data)
+    domain.wait_for(digest.hexdigest(), 5)
