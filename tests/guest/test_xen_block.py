@@ -84,7 +84,7 @@ def prepared(host: XenHost, tmp_path: Path, size: int) -> tuple[DomU, bytes, Pat
         (256, Offer()),
         (64, Offer(persistent=False)),
         (64, Offer(indirect_segments=0)),
-        (64, Offer(persistent=False, indirect_segments=0, ring_page_order=0, queues=1)),
+        (256, Offer(persistent=False, indirect_segments=0, ring_page_order=0, queues=1)),
     ],
     ids=["all", "no persistent grants", "no indirect descriptors", "neither"],
 )
