@@ -10,7 +10,6 @@ used.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from bivisor.abi.virtio import (
@@ -23,6 +22,7 @@ from bivisor.abi.virtio import (
 )
 from bivisor.errors import GuestAddressError
 from bivisor.memory import GuestMemory
+from bivisor.memory.barrier import heavy_fence
 
 CHAIN_BYTES_MAX = 1 << 32
 """2.7.5.1: a driver must not make a chain of more than 2^32 bytes in total."""
@@ -67,7 +67,7 @@ class VirtQueue:
         self.max_size = max_size
         self._memory = memory
         self._on_broken = on_broken
-        self._barrier = threading.Lock()
+        self._fence = heavy_fence()  # for the guest too, whose own barrier `soft` leaves out
         self._views: list[memoryview] = []
         self.reset()
 
@@ -266,14 +266,6 @@ class VirtQueue:
             self._used[0] = 0
         self._fence()
         return self._next_avail != self._seen_avail or self._look()
-
-    def _fence(self) -> None:
-        """A full barrier: the atomic exchange of an uncontended lock is the only one that Python has.
-
-        Without it a load could pass the store before it, and device and driver would each believe the other awake.
-        """
-        with self._barrier:
-            pass
 
     def _break(self, reason: str) -> None:
         self.broken = f"queue {self.index}: {reason}"
