@@ -40,7 +40,8 @@ class VcpuThread:
         self.inside = False
         """Whether guest code may be running. Changed under Xen's lock."""
         self.handling = False
-        """Whether it is in an exit's handler, so between two instructions of the guest."""
+        """Whether it is between two instructions of the guest: in an exit's handler, or on its way out. Known without
+        Xen's lock, which whoever asks in `pass_by` may hold."""
         self.down = False
         """Whether it halts with interrupts off, or has never been started."""
         self._was_here = False
@@ -144,6 +145,7 @@ class VcpuThread:
                 if self._nmi:
                     self._nmi = False
                     self.vcpu.nmi()
+                self.handling = False
                 exit_ = self.vcpu.run(self._handle)
                 self._leave()
                 if self._wish is not None:
@@ -168,6 +170,7 @@ class VcpuThread:
         self._guest.is_down()
 
     def _leave(self) -> None:
+        self.handling = True  # before the lock: who holds it may be waiting for this processor in `pass_by`
         with self._xen.lock:
             self.inside = False
         if self._deferred:
