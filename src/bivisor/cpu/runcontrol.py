@@ -30,11 +30,6 @@ class RunControl:
         self._threads = 0
         self.on_hit: OnHit | None = None
 
-    @property
-    def held(self) -> bool:
-        """Whether the machine is held, or about to be."""
-        return self._held
-
     def enter_thread(self) -> None:
         """A processor's thread begins: from now on `hold()` waits for it."""
         with self._news:

@@ -199,10 +199,9 @@ def target_xml() -> bytes:
         parts.append(f'<feature name="{feature}">{types.get(feature, "")}')
         for register in REGISTERS:
             if register.feature == feature:
-                name, bits, kind = register.name, 8 * register.size, register.kind
-                kind = {"code_ptr": "code_ptr", "int64": "int64"}.get(kind, kind)
-                pointer = ' type="data_ptr"' if name in ("rsp", "rbp") else f' type="{kind}"'
-                parts.append(f'<reg name="{name}" bitsize="{bits}"{pointer}/>')
+                name, bits = register.name, 8 * register.size
+                kind = "data_ptr" if name in ("rsp", "rbp") else register.kind
+                parts.append(f'<reg name="{name}" bitsize="{bits}" type="{kind}"/>')
         parts.append("</feature>")
     parts.append("</target>")
     return "".join(parts).encode()

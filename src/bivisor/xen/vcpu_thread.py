@@ -191,9 +191,8 @@ class VcpuThread:
 
     def _wait_for_event(self, ports: tuple[int, ...] | None, deadline: int | None) -> None:
         events, domain = self._domain.events, self._domain
-        while (
-            domain.runnable and not self._nmi
-        ):  # who paused the domain meanwhile wakes it: a guest takes that for one event too many
+        # Who paused the domain meanwhile wakes it: a guest takes that for one event too many.
+        while domain.runnable and not self._nmi:
             self._woken.clear()
             # a poll ends with any upcall too, as a block does
             if events.pending(self.index) or (ports is not None and events.any_pending(ports)):
