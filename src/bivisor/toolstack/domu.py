@@ -70,7 +70,7 @@ class DomU:
         self.path = f"/local/domain/{self.domid}"
         host.control.domains.set_handle(self.domid, UUID(config.uuid))
         with host.loop.lock:
-            domnodes.write_domain(host.store, self._person(), self._rings())
+            domnodes.write_domain(host.store, self._person(), self.rings)
             host.store.introduce(self.domid, self._built.store_gfn, self._built.store_port)
             self.console = Console(host.control, self.domid, self._built.console_gfn, self._built.console_port, feed)
             if records:
@@ -105,7 +105,9 @@ class DomU:
             config.maxvcpus,
         )
 
-    def _rings(self) -> domnodes.Rings:
+    @property
+    def rings(self) -> domnodes.Rings:
+        """Where the rings of its console and of the store are, which it is created with."""
         built = self._built
         return domnodes.Rings(built.console_gfn, built.console_port, built.store_gfn, built.store_port)
 

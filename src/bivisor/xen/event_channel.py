@@ -274,6 +274,14 @@ class EventChannels:
         remote_port = channel.peer.port if channel.peer is not None else 0
         return ChannelStatus(channel.status, channel.vcpu, channel.remote_domid, remote_port, channel.virq)
 
+    def listing(self) -> dict[int, ChannelStatus]:
+        """Each port that is not closed, and what `status` says of it. For a person who looks; the lock held."""
+        return {
+            channel.port: self.status(DOMID_SELF, channel.port)
+            for channel in self._ports
+            if channel.status is not EvtchnStat.CLOSED
+        }
+
     # ---------------------------------------------------------------- waiting
 
     def pending(self, vcpu: int) -> bool:

@@ -135,6 +135,10 @@ class GrantTable:
         """The references that are mapped by somebody."""
         return tuple(self._active)
 
+    def listing(self) -> dict[int, Active]:
+        """The references that are mapped, and by whom and how often. For a person who looks; the lock held."""
+        return dict(self._active)
+
     def grow(self, nr_frames: int) -> None:
         """Have at least `nr_frames` shared frames, with their status in version 2. XenError(EINVAL) past the limit."""
         if nr_frames > self.max_frames:

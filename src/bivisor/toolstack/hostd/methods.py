@@ -15,6 +15,7 @@ from bivisor.host.logfile import LogFile
 from bivisor.toolstack.domu import DomU
 from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.hostd import rows
+from bivisor.toolstack.hostd.picture import picture, store_nodes
 from bivisor.toolstack.hostd.place import Place
 from bivisor.toolstack.hostd.server import Peer
 from bivisor.toolstack.hostd.stream import ConsoleStream
@@ -108,6 +109,16 @@ class Methods:
 
     def _find(self, domain: str) -> DomU:
         return self._host.find(domain)
+
+    def picture(self, peer: Peer) -> dict[str, Any]:
+        """See `picture.picture`."""
+        del peer
+        return picture(self._host)
+
+    def store_nodes(self, peer: Peer, path: str) -> list[dict[str, Any]]:
+        """The nodes right below `path` in the store: name, value, and whether there are more below."""
+        del peer
+        return store_nodes(self._host, path)
 
     # ---------------------------------------------------------------- life
 
