@@ -8,7 +8,8 @@ thread (see `contract.Vcpu`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Debug
@@ -18,10 +19,12 @@ OnHit = Callable[[Vcpu, Debug], None]
 
 class RunControl:
     """The gate of the processors `vcpus`. `on_hit(vcpu, exit)` is called in the thread of a processor that stopped at a
-    breakpoint or after a step, when the machine is about to be held; nobody listens where it is None."""
+    breakpoint or after a step, when the machine is about to be held; nobody listens where it is None. `kick` gets all
+    of them out of the guest; without it, each is kicked."""
 
-    def __init__(self, vcpus: Sequence[Vcpu]) -> None:
+    def __init__(self, vcpus: Sequence[Vcpu], kick: Callable[[], None] | None = None) -> None:
         self._vcpus = vcpus
+        self._kick = kick or self._kick_each
         self._news = threading.Condition()
         self._held = False
         self._only: int | None = None
@@ -51,6 +54,23 @@ class RunControl:
             while self._held and self._only != vcpu.index and not self._ended:
                 self._news.wait()
             self._waiting -= 1
+
+    def is_open(self, vcpu: Vcpu) -> bool:
+        """Whether that processor may enter its guest."""
+        return not self._held or self._only == vcpu.index
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """In the processor's thread: it waits for something else, and is as good as held meanwhile. It must pass
+        `gate()` before it enters again."""
+        with self._news:
+            self._waiting += 1
+            self._news.notify_all()
+        try:
+            yield
+        finally:
+            with self._news:
+                self._waiting -= 1
 
     def hit(self, vcpu: Vcpu, exit_: Debug) -> bool:
         """A processor came out with a debug exit: hold the machine. False where nobody listens."""
@@ -85,6 +105,6 @@ class RunControl:
             self._held = False
             self._news.notify_all()
 
-    def _kick(self) -> None:
+    def _kick_each(self) -> None:
         for vcpu in self._vcpus:
             vcpu.kick()

@@ -14,6 +14,7 @@ from typing import Final
 from bivisor.abi.xen import xen as abi
 from bivisor.cpu.contract import Engine, Machine, Vcpu
 from bivisor.cpu.exits import Exit
+from bivisor.cpu.runcontrol import RunControl
 from bivisor.errors import EngineError, UsageError
 from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen.clock import GuestClock, wall_clock
@@ -70,6 +71,7 @@ class PvhGuest:
         memory.listen(self.machine.invalidate)
         self.vcpus = [self.machine.create_vcpu(index) for index in range(vcpus)]
         self.vcpu = self.vcpus[0]
+        self.control = RunControl(self.vcpus, self._kick)
 
     def _prepare(self) -> None:
         """Before there are processors."""
@@ -230,15 +232,16 @@ class PvhGuest:
     def may_enter(self, thread: VcpuThread) -> bool:
         """Wait while the domain may not run. True: `thread` is inside now; False: it has to end."""
         while True:
+            self.control.gate(thread.vcpu)
             with self.xen.lock:
                 if self._stopping:
                     return False
-                if self.domain.runnable and self.error is None:
+                if self.domain.runnable and self.error is None and self.control.is_open(thread.vcpu):
                     thread.inside = True
                     return True
             if self._is_first_to_report():
                 self.on_stop()
-            with self._gate:
+            with self.control.aside(), self._gate:
                 self._gate.wait_for(self._may_look_again)
 
     def _may_look_again(self) -> bool:
@@ -306,13 +309,17 @@ class PvhGuest:
             self.error = error
         self.xen.shutdown(self.domain, abi.ShutdownReason.CRASH)
 
+    def _kick(self) -> None:
+        for thread in self.threads:
+            thread.kick()
+
     def stop(self) -> None:
         """Stop running it, from any thread but its own, and wait."""
         self._stopping = True
+        self.control.end()
         with self._gate:
             self._gate.notify_all()
-        for thread in self.threads:
-            thread.kick()
+        self._kick()
         for thread in self.threads:
             thread.join()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.cpu.contract import Vcpu
-from bivisor.cpu.exits import Direction, Exit, Hlt, Hypercall, Interrupted, Mmio, PortIo, RdMsr, WrMsr
+from bivisor.cpu.exits import Debug, Direction, Exit, Hlt, Hypercall, Interrupted, Mmio, PortIo, RdMsr, WrMsr
 from bivisor.memory import PAGE
 from bivisor.xen.call import Call
 from bivisor.xen.domain import Domain
@@ -66,6 +66,7 @@ class VcpuThread:
         if self._thread is None:
             name = f"bivisor-dom{self._domain.domid}-vcpu{self.index}"
             self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+            self._guest.control.enter_thread()
             self._thread.start()
 
     def kick(self) -> None:
@@ -158,12 +159,16 @@ class VcpuThread:
                             self._is_down()
                     case Hlt():
                         self._is_down()
+                    case Debug() if guest.control.hit(self.vcpu, exit_):
+                        pass
                     case _:
                         guest.ended(self.index, exit_)
         except BaseException as error:
             self._leave()
             guest.failed(error)
             guest.may_enter(self)  # until it is stopped
+        finally:
+            guest.control.leave_thread()
 
     def _is_down(self) -> None:
         self.down = True
@@ -184,7 +189,8 @@ class VcpuThread:
         self._wish = None
         self._info.blocked = True
         try:
-            self._wait_for_event(ports, deadline)
+            with self._guest.control.aside():
+                self._wait_for_event(ports, deadline)
         finally:
             self._info.blocked = False
             self._info.polling = None
