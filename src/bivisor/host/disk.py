@@ -1,7 +1,7 @@
 """Raw disk images and block devices of the host.
 
 Data goes between the file and the caller's views with preadv(2) and pwritev(2); no copy is kept here. A writable image
-is locked against a second writer, a read-only one against any writer (open file description locks, fcntl(2)).
+is locked against any other user, a read-only one against a writer (see `host/filelock.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from bivisor.errors import HostError, ImageError, UsageError
+from bivisor.errors import ImageError, UsageError
+from bivisor.host import filelock
 from bivisor.host.falloc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, fallocate, punch_hole
 
 SECTOR = 512
-_FLOCK = struct.Struct("hhqqi4x")
 _BLKGETSIZE64 = 0x80081272
 _BLKPBSZGET = 0x127B
 _BLKZEROOUT = 0x127F
@@ -28,14 +28,18 @@ _ZEROES = bytes(1 << 20)
 
 
 class Disk:
-    """The raw image at `path`: `size` bytes, a multiple of 512.
+    """The raw image at `path`: `size` bytes, a multiple of 512 (with `any_size`, any number).
 
     UsageError in one line where the file is missing, a directory, not to be opened, in use or of an impossible size.
+    `force_share`: look for no other user, and keep none away.
     """
 
-    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, read_only: bool = False, force_share: bool = False, any_size: bool = False
+    ) -> None:
         self.path = Path(path)
         self.read_only = read_only
+        self._any_size = any_size
         try:
             # Without O_NONBLOCK the open of a FIFO would wait for its other end.
             self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -43,7 +47,8 @@ class Disk:
             raise self._cannot_open(error) from None
         try:
             self._examine()
-            self._lock()
+            if not force_share:
+                self._lock()
         except BaseException:
             os.close(self._fd)
             raise
@@ -74,19 +79,12 @@ class Disk:
             raise UsageError(f"disk {self.path}: it is a directory, not an image or a block device")
         else:
             raise ImageError(f"disk {self.path}: neither a file nor a block device")
-        if not self.size or self.size % SECTOR:
+        if not self._any_size and (not self.size or self.size % SECTOR):
             raise ImageError(f"disk {self.path}: {self.size} bytes, which is no positive multiple of {SECTOR}")
 
     def _lock(self) -> None:
-        """A lock of the open file, not of the process: two machines of one process are two users of it."""
-        kind = fcntl.F_RDLCK if self.read_only else fcntl.F_WRLCK
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise HostError(f"disk {self.path}: another machine is using it") from None
-            if error.errno not in (errno.ENOLCK, *_NOT_SUPPORTED):  # a file system without locks is nobody's fault
-                raise
+        if not filelock.lock(self._fd, writing=not self.read_only):
+            raise filelock.in_use(self.path)
 
     def readv(self, views: Sequence[memoryview], offset: int) -> int:
         """Fill `views` with the bytes from `offset` on; how many there were."""
