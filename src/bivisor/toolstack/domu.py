@@ -10,10 +10,13 @@ from uuid import UUID
 
 from bivisor.abi.xen.xen import ShutdownReason
 from bivisor.boot import Cache
+from bivisor.debug.server import Server
+from bivisor.debug.target import Target
 from bivisor.dom0.console import Console
 from bivisor.errors import GuestTimeout, UsageError
 from bivisor.toolstack import domnodes
 from bivisor.toolstack.feed import Feed
+from bivisor.toolstack.gdb import serve
 from bivisor.toolstack.pv import PvDomain
 from bivisor.toolstack.pvh import PvhDomain
 from bivisor.toolstack.xlconfig import DomainConfig
@@ -53,6 +56,7 @@ class DomU:
         self.began = time.time()
         self.next_config: DomainConfig | None = None
         """What it is made of when it reboots, where that is to be something else than `config`."""
+        self._gdb: Server | None = None
         self._news = threading.Condition()
         self._said = bytearray()
         self._seen = 0
@@ -85,6 +89,22 @@ class DomU:
         for spec in self.config.vifs:
             self._host.networks.attach(self.domid, spec)
         self.devices_changed()
+
+    @property
+    def target(self) -> Target:
+        """Its processors and memory, for a debugger."""
+        guest = self._built.guest
+        return Target(guest.vcpus, guest.memory, guest.control, self._host.engine.name)
+
+    def serve_gdb(self, text: str) -> int:
+        """Let gdb attach, before it runs for the first time: [HOST:]PORT[,wait]. The port; UsageError."""
+        if self._gdb is not None:
+            raise UsageError(f"gdb may attach to domain {self.name} at port {self._gdb.port} already")
+        self._gdb = serve(self.target, text, self._kill)
+        return self._gdb.port
+
+    def _kill(self) -> None:
+        self._host.xen.shutdown(self._built.domain, ShutdownReason.POWEROFF)
 
     def devices_changed(self) -> None:
         """Devices came or went: when it reboots it has those that it has now, under the same numbers and addresses."""
@@ -169,6 +189,9 @@ class DomU:
         """What `destroy` does once the host has forgotten the domain."""
         host = self._host
         self._built.guest.stop()
+        if self._gdb is not None:
+            self._gdb.ended(int(self.reason or 0))
+            self._gdb.close()
         host.networks.forget(self.domid)
         host.disks.forget(self.domid)
         with host.loop.lock:

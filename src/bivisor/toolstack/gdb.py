@@ -1,8 +1,8 @@
-"""`--gdb`: a machine that a debugger may attach to."""
+"""`--gdb` and the key `gdb`: a machine or domain that a debugger may attach to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bivisor.debug.server import Server
@@ -21,14 +21,21 @@ def parse(text: str) -> tuple[str, int, bool]:
     return host, port, bool(comma)
 
 
+def serve(target: Target, text: str, kill: Callable[[], None]) -> Server:
+    """A server for `target`, which has not been started yet, as [HOST:]PORT[,wait] says. `kill()` is to end it, soon.
+    UsageError where `text` is wrong, or one cannot listen there."""
+    host, port, waits = parse(text)
+    server = Server(target, listen(host, port), kill)
+    if waits:
+        target.hold()
+    server.start()
+    return server
+
+
 @contextmanager
 def gdb_server(vm: VirtualMachine, text: str) -> Iterator[Server]:
     """gdb's way to `vm`, which has not been started yet, as --gdb `text` says."""
-    host, port, waits = parse(text)
-    server = Server(Target(vm.vcpus, vm.memory, vm.control, vm.engine.name), listen(host, port), vm.stop)
-    if waits:
-        vm.control.hold()
-    server.start()
+    server = serve(Target(vm.vcpus, vm.memory, vm.control, vm.engine.name), text, vm.stop)
     try:
         yield server
     finally:

@@ -105,11 +105,13 @@ class XenHost:
         console: Callable[[bytes], None] | None = None,
         cache: boot.Cache | None = None,
         paused: bool = False,
+        gdb: str = "",
     ) -> DomU:
         """A running domain, "pvh" or "pv"; without `kernel`, the default guest. `console` gets what it says.
 
         `memory` is in MiB, or a text with a unit ("2G"); `disks` and `vifs` are as in xl.cfg(5). When the domain
-        has shut down it is kept until it is destroyed. UsageError, ImageError, HostError.
+        has shut down it is kept until it is destroyed. gdb may attach at `gdb`, [HOST:]PORT[,wait]. UsageError,
+        ImageError, HostError.
         """
         keep, here = Action.PRESERVE, Path.cwd()
         config = DomainConfig(
@@ -126,6 +128,7 @@ class XenHost:
             on_reboot=keep,
             on_crash=keep,
             on_watchdog=keep,
+            gdb=gdb,
         )
         feed = Feed()
         if console is not None:
@@ -147,6 +150,8 @@ class XenHost:
             domain = DomU(self, config, cache=cache or self._cache, feed=feed or Feed(), records=records)
             try:
                 domain.attach_devices()
+                if config.gdb:
+                    domain.serve_gdb(config.gdb)
             except BaseException:
                 domain.close()
                 raise

@@ -33,6 +33,9 @@ _WORDS = click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
 @click.option("-n", "--dryrun", "dry", is_flag=True, help="Only print the configuration, as JSON.")
 @click.option("-d", "debug", is_flag=True, help="Print the configuration on standard error, and create it.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option(
+    "--gdb", metavar="[HOST:]PORT[,wait]", help="Let gdb attach there (the key gdb); ,wait: it runs when gdb says so."
+)
 @click.option("-e", "stays", is_flag=True, hidden=True)
 @click.option("-V", "-A", "viewer", is_flag=True, hidden=True)
 def create(
@@ -44,6 +47,7 @@ def create(
     dry: bool,
     debug: bool,
     quiet: bool,
+    gdb: str | None,
     stays: bool,
     viewer: bool,
 ) -> int:
@@ -57,6 +61,8 @@ def create(
         raise UsageError("-V: a PVH domain has no display to view")
     if stays:
         raise UsageError("-e: the host watches over its domains; nothing waits in the background")
+    if gdb is not None:
+        words = (*words, f"gdb={gdb}")
     config = _read(words, file, quiet, terminal=attaches)
     if dry or debug:
         click.echo(json.dumps(config.to_json(), indent=4), err=not dry)

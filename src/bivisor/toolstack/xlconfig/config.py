@@ -63,6 +63,8 @@ class DomainConfig:
     on_reboot: Action = Action.RESTART
     on_crash: Action = Action.DESTROY
     on_watchdog: Action = Action.DESTROY
+    gdb: str = ""
+    """Where gdb may attach: [HOST:]PORT[,wait]; "": nowhere."""
 
     def completed(self) -> DomainConfig:
         """With everything filled in that was left to us, checked. UsageError."""

@@ -203,5 +203,6 @@ _READERS: dict[str, tuple[str, Callable[[Value], Any]]] = {
     "on_reboot": ("on_reboot", _action),
     "on_crash": ("on_crash", _action),
     "on_watchdog": ("on_watchdog", _action),
+    "gdb": ("gdb", _text),
 }
 _ALSO = frozenset({"builder", "root", "extra"})
