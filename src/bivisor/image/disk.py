@@ -88,10 +88,11 @@ ip link set lo up
 """
 
 
-def build_disk(cache: Cache | None = None, progress: ProgressFactory = on_stderr) -> Path:
-    """The image, made or from the cache. It is the cache's: whoever boots it writable makes a copy first."""
+def build_disk(cache: Cache | None = None, progress: ProgressFactory = on_stderr, guest: Guest | None = None) -> Path:
+    """The image, made or from the cache. It is the cache's: whoever boots it writable makes a copy first. The kernel
+    is that of `guest`, which has to come from the distribution's packages; the default guest's without it."""
     cache = cache or Cache()
-    guest = default_guest(progress)
+    guest = guest or default_guest(progress)
     grub = _grub(cache, progress)
     memtest = package_files(cache, ("memtest86+",), r"boot/memtest86\+x64\.bin", progress) / "boot/memtest86+x64.bin"
     inputs = (guest.kernel, grub / "lib/grub/i386-pc/boot.img", Path(__file__), memtest)

@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -55,10 +55,12 @@ class Selection:
         return " ".join(f"{name}={version}" for name, version in self.packages)
 
 
-def select(show: Show) -> Selection | None:
-    """What to get: the newest kernel of the distribution with its modules, and busybox. None where nothing is known."""
-    offered = show(KERNEL_METAPACKAGES)
-    for name in KERNEL_METAPACKAGES:
+def select(show: Show, metapackages: Sequence[str] = KERNEL_METAPACKAGES) -> Selection | None:
+    """What to get: the newest kernel of the distribution with its modules, and busybox. None where nothing is known.
+
+    The kernel is that of the first of `metapackages` that there is."""
+    offered = show(metapackages)
+    for name in metapackages:
         kernel = _KERNEL.search(offered.get(name, {}).get("Depends", ""))
         if kernel is None:
             continue
@@ -104,30 +106,33 @@ class Apt:
         self._workspace = workspace
         self._own_lists = not _system_lists_are_recent()
 
-    def select(self, progress: Progress, *, refresh: bool = False) -> Selection:
+    def select(
+        self, progress: Progress, *, refresh: bool = False, metapackages: Sequence[str] = KERNEL_METAPACKAGES
+    ) -> Selection:
         """What to get. The lists are fetched if need be or with `refresh`. PackageError where that fails."""
-        found = None if refresh or (self._own_lists and not self._own_lists_are_recent()) else select(self._show)
+        stale = refresh or (self._own_lists and not self._own_lists_are_recent())
+        found = None if stale else select(self._show, metapackages)
         if found is None:
             self._own_lists = True
             progress.step("fetching the distribution's package lists")
             complaint = self._apt_get(["update"], progress)
-            found = select(self._show)
+            found = select(self._show, metapackages)
             if found is None:
-                raise PackageError(f"apt offers none of {', '.join(KERNEL_METAPACKAGES)} with {BUSYBOX}{complaint}")
+                raise PackageError(f"apt offers none of {', '.join(metapackages)} with {BUSYBOX}{complaint}")
         return found
 
-    def fetch(self, selection: Selection, into: Path, progress: Progress) -> None:
+    def fetch(self, selection: Selection, into: Path, progress: Progress, wanted: re.Pattern[str] = _WANTED) -> None:
         """Download the packages and unpack what is wanted of them into `into`: boot/, lib/modules/, bin/busybox."""
         with tempfile.TemporaryDirectory(dir=self._workspace, prefix="debs-") as debs:
             progress.step(f"downloading Linux {selection.release}")
-            wanted = str(selection).split()
-            complaint = self._apt_get(["download", *wanted], progress, Path(debs))
+            packages = str(selection).split()
+            complaint = self._apt_get(["download", *packages], progress, Path(debs))
             found = sorted(Path(debs).glob("*.deb"))
-            if len(found) != len(wanted):
-                raise PackageError(f"apt-get cannot download {' '.join(wanted)}{complaint}")
+            if len(found) != len(packages):
+                raise PackageError(f"apt-get cannot download {' '.join(packages)}{complaint}")
             progress.step(f"unpacking Linux {selection.release}")
             for deb in found:
-                unpack(deb, into)
+                unpack(deb, into, wanted)
 
     def fetch_files(self, names: Iterable[str], wanted: re.Pattern[str], into: Path, progress: Progress) -> None:
         """Download the candidate versions of packages and unpack the files whose names (without a leading usr/) match

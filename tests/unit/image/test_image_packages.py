@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bivisor.image import pckernel
 from bivisor.image.packages import Selection, copy_wanted, parse_control, select
 
 DEBIAN = """\
@@ -52,13 +53,13 @@ Version: 1:1.36.1-6ubuntu3.1
 """
 
 
-def chosen(apt: str) -> Selection | None:
+def chosen(apt: str, *metapackages: str) -> Selection | None:
     offered = parse_control(apt)
 
     def show(names: Iterable[str]) -> Mapping[str, Mapping[str, str]]:
         return {name: offered[name] for name in names if name in offered}
 
-    return select(show)
+    return select(show, metapackages) if metapackages else select(show)
 
 
 def test_debian_has_kernel_and_modules_in_one_package() -> None:
@@ -77,6 +78,40 @@ def test_ubuntu_has_the_modules_in_a_package_of_their_own() -> None:
         "busybox-static",
         "linux-modules-6.8.0-60-generic",
     ]
+
+
+def test_another_kernel_than_the_default_one_can_be_asked_for() -> None:
+    both = (
+        DEBIAN
+        + """
+Package: linux-image-amd64
+Version: 6.12.38-1
+Depends: linux-image-6.12.38+deb13-amd64 (= 6.12.38-1)
+
+Package: linux-image-6.12.38+deb13-amd64
+Version: 6.12.38-1
+"""
+    )
+    full, small = chosen(both, *pckernel.METAPACKAGES), chosen(both)
+    assert full is not None and full.release == "6.12.38+deb13-amd64"
+    assert small is not None and small.release == "6.12.38+deb13-cloud-amd64"
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("boot/vmlinuz-6.12.38-amd64", True),
+        ("lib/modules/6.12.38-amd64/modules.builtin", True),
+        ("lib/modules/6.12.38-amd64/kernel/drivers/net/ethernet/intel/e1000/e1000.ko.xz", True),
+        ("lib/modules/6.12.38-amd64/kernel/drivers/ata/ata_piix.ko", True),
+        ("lib/modules/6.12.38-amd64/kernel/drivers/net/xen-netfront.ko", True),
+        ("lib/modules/6.12.38-amd64/kernel/drivers/net/ethernet/intel/e1000e/e1000e.ko", False),
+        ("lib/modules/6.12.38-amd64/kernel/drivers/gpu/drm/amd/amdgpu/amdgpu.ko", False),
+        ("boot/System.map-6.12.38-amd64", False),
+    ],
+)
+def test_of_the_kernel_for_pcs_only_what_machines_of_this_program_have_is_unpacked(name: str, taken: bool) -> None:
+    assert (pckernel.WANTED.fullmatch(name) is not None) is taken
 
 
 @pytest.mark.parametrize(
