@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from bivisor.host.disk import Disk
+from bivisor.host.how import HowToOpen
+from bivisor.host.images import open_image
 from bivisor.platform.virtio.blk import VirtioBlk
 
 from .conftest import Boot
@@ -18,6 +21,7 @@ from .harness import GuestRun
 pytestmark = pytest.mark.guest
 
 MIB = 1 << 20
+QemuImg = Callable[..., str]
 
 
 def image(path: Path, size: int, data: bytes = b"") -> Path:
@@ -152,3 +156,58 @@ def test_a_disk_that_fails_is_an_error_in_the_guest_and_no_more(boot: Boot, tmp_
         lines = run.run().lines()
     assert "I/O error" in lines[0] or "Input/output" in lines[0]
     assert lines[1] == "alive"
+
+
+def test_a_guest_lives_on_a_qcow2_image_and_a_trimmed_one_gets_small(
+    boot: Boot, tmp_path: Path, qemu_img: QemuImg
+) -> None:
+    base, disk = tmp_path / "base.qcow2", tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", base, "64M")
+    qemu_img("create", "-f", "qcow2", "-b", base, "-F", "qcow2", disk)
+    seed = random.Random(3).randbytes(MIB)
+    command = """
+        set -e
+        mke2fs -b 4096 /dev/vda >/dev/null
+        mount /dev/vda /mnt
+        for i in $(seq 40); do printf %08d $i; tail -c +9 /piece; done > /mnt/file
+        umount /mnt
+        mount /dev/vda /mnt
+        sha256sum /mnt/file
+        rm /mnt/file
+        sync
+        fstrim /mnt
+        umount /mnt
+        """
+    with boot(command, files=[("/piece", seed)]) as run:
+        image = open_image(disk, HowToOpen("qcow2"))
+        run.vm.on_close(image.close)
+        run.vm.add(VirtioBlk(image, run.vm.loop))
+        checksum = run.run().lines()[-1]
+    expected = sha256(b"".join(b"%08d" % i + seed[8:] for i in range(1, 41))).hexdigest()
+    assert checksum.split()[0] == expected
+    assert "No errors were found" in qemu_img("check", disk)
+    assert stored(disk) < 16 * MIB
+
+
+def test_what_is_written_with_snapshot_is_there_for_the_guest_and_gone_afterwards(boot: Boot, tmp_path: Path) -> None:
+    data = random.Random(4).randbytes(MIB)
+    disk = image(tmp_path / "disk", 64 * MIB, data)
+    command = """
+        set -e
+        dd if=/dev/vda of=/copy bs=64k count=16 2>/dev/null
+        mke2fs -b 1024 /dev/vda >/dev/null
+        mount /dev/vda /mnt
+        cp /copy /mnt
+        umount /mnt
+        mount /dev/vda /mnt
+        sha256sum /mnt/copy
+        umount /mnt
+        blkdiscard /dev/vda
+        """
+    with boot(command) as run:
+        thrown = open_image(disk, HowToOpen(throw_away=True))
+        run.vm.on_close(thrown.close)
+        run.vm.add(VirtioBlk(thrown, run.vm.loop))
+        checksum = run.run().lines()[-1]
+    assert checksum.split()[0] == sha256(data).hexdigest()
+    assert disk.read_bytes() == data + bytes(63 * MIB)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from bivisor.toolstack.xlconfig.disk import DiskSpec
 pytestmark = pytest.mark.guest
 
 MIB = 1 << 20
+QemuImg = Callable[..., str]
 CMDLINE = "console=hvc0 panic=-1 mitigations=off"
 PATIENCE_S = 120.0
 
@@ -165,3 +166,20 @@ def test_domains_destroyed_in_the_middle_of_io_leave_nothing_behind(host: XenHos
         assert list(host.xen.domains) == [0]
         assert held in (None, now)
         held = now
+
+
+def test_a_domain_lives_on_a_qcow2_image_and_what_it_discards_is_free(
+    host: XenHost, tmp_path: Path, qemu_img: QemuImg
+) -> None:
+    disk = tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", disk, "64M")
+    seed = random.Random(9).randbytes(MIB)
+    domain = create(host, DiskSpec(disk, "xvda", format="qcow2"), DiskSpec(image(tmp_path / "seed", MIB, seed), "xvdb"))
+    say(domain, "mke2fs -b 4096 /dev/xvda >/dev/null; mount -t ext4 /dev/xvda /mnt; cat /dev/xvdb > /seed")
+    say(domain, WRITE.format(count=32, each=""))
+    assert say(domain, f"{REMOUNT}; sha256sum /mnt/file")[-1].split()[0] == sha256(pieces(seed, 32)).hexdigest()
+    assert disk.stat().st_blocks * 512 > 30 * MIB
+    say(domain, "rm /mnt/file; sync; fstrim /mnt; umount /mnt; sync")
+    domain.destroy()
+    assert "No errors were found" in qemu_img("check", disk)
+    assert disk.stat().st_blocks * 512 < 16 * MIB

@@ -39,9 +39,11 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
     "--disk",
     "disks",
     multiple=True,
-    metavar="PATH[,ro][,queues=N][,serial=S]",
-    help="Add a raw disk image; with --machine pc also ,if=ide|cdrom|virtio.",
+    metavar="PATH[,ro][,snapshot][,format=F][…]",
+    help="Add a disk image, raw or qcow2; with --machine pc also ,if=ide|cdrom|virtio.",
 )
+@click.option("--cdrom", "cdroms", multiple=True, metavar="ISO", help="With --machine pc: a disc, behind the disks.")
+@click.option("--snapshot", is_flag=True, help="Throw away what is written to the disks.")
 @click.option("--net", "nets", multiple=True, metavar="user|tap=NAME|socket=PATH[,mac=…]", help="Add a network.")
 @click.option("--engine", metavar="auto|kvm|soft", default="auto", show_default=True, help="What runs the guest.")
 @click.option(

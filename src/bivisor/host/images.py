@@ -10,17 +10,15 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from bivisor.errors import UsageError
 from bivisor.host import qemu_nbd
 from bivisor.host.disk import Disk
+from bivisor.host.how import HowToOpen, check_format
 from bivisor.host.overlay import Overlay
 
-FORMATS = ("raw", *qemu_nbd.FORMATS)
-_ALIASES = {"vhd": "vpc"}
 # QEMU docs/interop/qcow2.txt, "Header": magic, version, offset of the backing file's name; at 72 incompatible features.
 _QCOW2 = struct.Struct(">4sIQ56xQ")
 _MAGIC, _VERSIONS, _EXTERNAL_DATA = b"QFI\xfb", (2, 3), 1 << 2
@@ -53,19 +51,6 @@ class DiskImage(Protocol):
         """Let go of the image."""
 
 
-@dataclass(frozen=True, slots=True)
-class HowToOpen:
-    """`format` is one of FORMATS, or "" to find it. `throw_away`: writes are kept until the disk is closed, the image
-    stays as it is. `snapshot` is an internal snapshot of a qcow2 image. `force_share`: read it although somebody
-    writes it, which gives nonsense where that matters."""
-
-    format: str = ""
-    read_only: bool = False
-    throw_away: bool = False
-    snapshot: str = ""
-    force_share: bool = False
-
-
 def open_image(path: str | Path, how: HowToOpen | None = None) -> DiskImage:
     """Open the image or block device `path`. UsageError, ImageError and HostError say in one line what cannot be."""
     how = how or HowToOpen()
@@ -94,14 +79,6 @@ def open_image(path: str | Path, how: HowToOpen | None = None) -> DiskImage:
     except BaseException:
         image.close()
         raise
-
-
-def check_format(name: str, path: Path) -> str:
-    """The format that is called so, "" for none. UsageError."""
-    found = _ALIASES.get(name, name)
-    if found and found not in FORMATS:
-        raise UsageError(f"disk {path}: format {name!r} is none of {', '.join(FORMATS)}")
-    return found
 
 
 def _probe(path: Path) -> str:

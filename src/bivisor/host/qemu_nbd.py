@@ -19,8 +19,8 @@ from typing import Any
 
 from bivisor.errors import HostError, ImageError, UsageError
 from bivisor.host import filelock, nbd
+from bivisor.host.how import QEMU_FORMATS
 
-FORMATS = ("qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc")
 _CONNECTIONS = 2
 _PATIENCE = 20.0
 _CHAIN_MAX = 64
@@ -62,7 +62,7 @@ def check_chain(path: Path, format_: str, *, force_share: bool = False) -> None:
                 f"disk {path}: it does not say of what format its backing file is: "
                 f"qemu-img rebase -u -b {found['backing-filename']} -F raw|qcow2 {path} writes that down"
             )
-        if format_ not in FORMATS:
+        if format_ not in QEMU_FORMATS:
             return
         path, force_share = Path(backing), True  # who has an image below is told by whoever opens it
     raise ImageError(f"disk {path}: more than {_CHAIN_MAX} backing files")

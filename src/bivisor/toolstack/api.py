@@ -1,7 +1,8 @@
 """Guests from Python: `run` for one command, `Guest` for a console that is talked to.
 
 Both take the options of the command line as keywords (see `RunOptions.of`: kernel, initrd, append, protocol, memory,
-cpus, disks, nets, engine, verbose), and raise what it would print: UsageError, ImageError, HostError, EngineError.
+cpus, disks, nets, engine, verbose, snapshot), and raise what it would print: UsageError, ImageError, HostError,
+EngineError.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Options(TypedDict, total=False):
     nets: list[str | NetOption]
     engine: str
     verbose: bool
+    snapshot: bool
 
 
 @dataclass(frozen=True, slots=True)

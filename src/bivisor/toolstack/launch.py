@@ -131,10 +131,10 @@ def _cmdline(options: RunOptions, session: Session) -> str:
 
 
 def _add_disk(vm: VirtualMachine, option: DiskOption) -> None:
-    from bivisor.host.disk import Disk
+    from bivisor.host.images import open_image
     from bivisor.platform.virtio.blk import VirtioBlk
 
-    disk = Disk(option.path, read_only=option.read_only)
+    disk = open_image(option.path, option.how)
     vm.on_close(disk.close)
     vm.add(VirtioBlk(disk, vm.loop, queues=option.queues, serial=option.serial))
 

@@ -6,10 +6,11 @@ Everything that can be told wrong without looking at the host is refused here, w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bivisor.errors import UsageError
+from bivisor.host.how import HowToOpen, check_format
 
 MIB = 1 << 20
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
@@ -29,26 +30,32 @@ def parse_memory(text: str | int) -> int:
     return -(-size // MIB) * MIB
 
 
+_DISK_FLAGS = ("ro", "snapshot", "force-share")
+_DISK_WORDS = (*_DISK_FLAGS, "queues", "serial", "if", "format", "load-snapshot")
 _INTERFACES = ("ide", "cdrom", "virtio")
 MACHINES = ("direct", "pc")
 
 
 @dataclass(frozen=True, slots=True)
 class DiskOption:
-    """A raw image or block device; `queues` request queues (1 to 16), `serial` up to 20 bytes. `interface` is "ide",
-    "cdrom" or "virtio", "" for the machine's own choice."""
+    """An image or block device; `queues` request queues (1 to 16), `serial` up to 20 bytes. `interface` is "ide",
+    "cdrom" or "virtio", "" for the machine's own choice; for the rest see `host.how.HowToOpen`."""
 
     path: Path
     read_only: bool = False
     queues: int = 1
     serial: str = ""
     interface: str = ""
+    format: str = ""
+    throw_away: bool = False
+    snapshot: str = ""
+    force_share: bool = False
 
     @classmethod
     def parse(cls, text: str) -> DiskOption:
-        """PATH[,ro][,queues=N][,serial=S][,if=ide|cdrom|virtio]. A comma in PATH is fine as long as no option follows
-        it by name."""
-        path, words = _split(text, ("ro", "queues", "serial", "if"))
+        """PATH[,ro][,snapshot][,format=F][,load-snapshot=S][,force-share][,queues=N][,serial=S][,if=ide|cdrom|virtio].
+        A comma in PATH is fine as long as no option follows it by name."""
+        path, words = _split(text, _DISK_WORDS)
         queues = _number("disk", "queues", words.pop("queues", "1"), 1, _DISK_QUEUES_MAX)
         serial = words.pop("serial", "")
         if not path:
@@ -58,7 +65,26 @@ class DiskOption:
         interface = words.pop("if", "")
         if interface not in ("", *_INTERFACES):
             raise UsageError(f"disk {path}: if={interface} is none of {', '.join(_INTERFACES)}")
-        return cls(Path(path), "ro" in words, queues, serial, interface)
+        for flag in _DISK_FLAGS:
+            if words.get(flag):
+                raise UsageError(f"disk {path}: {flag} takes no value")
+        return cls(
+            Path(path),
+            "ro" in words,
+            queues,
+            serial,
+            interface,
+            check_format(words.get("format", ""), Path(path)),
+            "snapshot" in words,
+            words.get("load-snapshot", ""),
+            "force-share" in words,
+        )
+
+    @property
+    def how(self) -> HowToOpen:
+        """How its image is opened. What is in a CD-ROM drive is only read."""
+        read_only = self.read_only or self.interface == "cdrom"
+        return HowToOpen(self.format, read_only, self.throw_away, self.snapshot, self.force_share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +148,19 @@ class RunOptions:
         machine: str = "direct",
         no_reboot: bool = False,
         control: str | Path | None = None,
+        cdroms: Iterable[str | Path] = (),
+        snapshot: bool = False,
     ) -> RunOptions:
-        """The options in the words of the command line (`memory` in MiB or with a unit). UsageError in one line."""
+        """The options in the words of the command line (`memory` in MiB or with a unit). `cdroms` are disks behind the
+        others; `snapshot` throws away what is written to any disk. UsageError in one line."""
         if cpus < 1:
             raise UsageError(f"{cpus} processors: a machine has at least one")
         if machine not in MACHINES:
             raise UsageError(f"machine {machine!r}: it is {' or '.join(MACHINES)}")
+        drives = [disk if isinstance(disk, DiskOption) else DiskOption.parse(str(disk)) for disk in disks]
+        drives += [DiskOption(Path(disc), interface="cdrom") for disc in cdroms]
+        if snapshot:
+            drives = [replace(drive, throw_away=True) for drive in drives]
         return cls(
             kernel=None if kernel is None else Path(kernel),
             initrd=None if initrd is None else Path(initrd),
@@ -135,7 +168,7 @@ class RunOptions:
             protocol=protocol,
             memory=parse_memory(memory),
             cpus=cpus,
-            disks=tuple(disk if isinstance(disk, DiskOption) else DiskOption.parse(str(disk)) for disk in disks),
+            disks=tuple(drives),
             nets=tuple(net if isinstance(net, NetOption) else NetOption.parse(net) for net in nets),
             engine=engine,
             command=command,

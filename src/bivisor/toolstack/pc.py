@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from bivisor.errors import UsageError
-from bivisor.host.disk import Disk
+from bivisor.host.images import DiskImage, open_image
 from bivisor.image.firmware import seabios
 from bivisor.kvm import End, Outcome
 from bivisor.kvm.firmware import Firmware, FirmwareMachine, PcSettings
@@ -31,9 +31,15 @@ IDE_PLACES = 4
 
 
 def launch_pc(
-    options: RunOptions, session: Session, *, log: Callable[[bytes], None], wrap: Wrapper | None = None
+    options: RunOptions,
+    session: Session,
+    *,
+    log: Callable[[bytes], None],
+    wrap: Wrapper | None = None,
+    images: Sequence[DiskImage] | None = None,
 ) -> FirmwareMachine:
-    """A PC with everything that `options` ask for, ready to start. Closing it gives everything back."""
+    """A PC with everything that `options` ask for, ready to start. Closing it gives everything back, but for `images`:
+    the open images of its disks, where they are to outlive it."""
     bios, vga = seabios()
     settings = PcSettings(Firmware(bios.read_bytes(), vga.read_bytes()), log)
     vm = FirmwareMachine(
@@ -47,9 +53,11 @@ def launch_pc(
     )
     try:
         session.connect(vm)
+        if images is None:
+            images = open_disks(options, vm.on_close)
         place = 0
-        for disk in options.disks:
-            place += _add_disk(vm, disk, place)
+        for disk, image in zip(options.disks, images, strict=True):
+            place += _add_disk(vm, disk, image, place)
         for index, net in enumerate(options.nets):
             add_net(vm, net, index)
         vm.add(VirtioRng(vm.loop))
@@ -60,11 +68,19 @@ def launch_pc(
     return vm
 
 
-def _add_disk(vm: FirmwareMachine, option: DiskOption, place: int) -> int:
+def open_disks(options: RunOptions, on_close: Callable[[Callable[[], None]], object]) -> list[DiskImage]:
+    """The images of a machine's disks; `on_close` takes what closes them."""
+    images = []
+    for option in options.disks:
+        image = open_image(option.path, option.how)
+        on_close(image.close)
+        images.append(image)
+    return images
+
+
+def _add_disk(vm: FirmwareMachine, option: DiskOption, disk: DiskImage, place: int) -> int:
     """Plug in one drive; 1 if it took the IDE place `place`."""
     cdrom = option.interface == "cdrom"
-    disk = Disk(option.path, read_only=option.read_only or cdrom)
-    vm.on_close(disk.close)
     if option.interface == "virtio":
         function = vm.add(VirtioBlk(disk, vm.loop, queues=option.queues, serial=option.serial))
         slot = vm.board.pci.slot_of(function)
@@ -80,15 +96,16 @@ def _add_disk(vm: FirmwareMachine, option: DiskOption, place: int) -> int:
 def run_pc(options: RunOptions, view: View, stack: ExitStack) -> int:
     """Run the PC until it ends or is left; the exit status."""
     if not options.disks:
-        raise UsageError("--machine pc boots from a disk: give --disk IMAGE (bivisor image disk makes one)")
+        raise UsageError("--machine pc boots from a disk: give --disk IMAGE (bivisor image build makes one)")
     if options.kernel is not None or options.command is not None or options.initrd is not None:
         raise UsageError(
             "--machine pc boots what its disks have: --kernel, --initrd and --exec are for --machine direct"
         )
+    images = open_disks(options, stack.callback)
     deadline = None if view.timeout is None else time.monotonic() + view.timeout
     while True:
         left = None if deadline is None else max(0.001, deadline - time.monotonic())
-        outcome = _one_boot(options, view, left, stack)
+        outcome = _one_boot(options, view, left, images)
         if outcome is None:
             say(f"the guest did not end within {view.timeout:g} s")
             return TIMED_OUT
@@ -99,12 +116,12 @@ def run_pc(options: RunOptions, view: View, stack: ExitStack) -> int:
     return outcome.exit_status
 
 
-def _one_boot(options: RunOptions, view: View, timeout: float | None, outer: ExitStack) -> Outcome | None:
+def _one_boot(options: RunOptions, view: View, timeout: float | None, images: Sequence[DiskImage]) -> Outcome | None:
     """From reset to the end: how it ended, or None where `timeout` (seconds) passed."""
     log = Log(_to_stderr if view.verbose else None)
     session = TerminalSession(virtio=False, is_terminal=os.isatty(0), log=Log())
     with watch_exits(view) as watcher, ExitStack() as stack:
-        vm = launch_pc(options, session, log=log, wrap=watcher.wrap if watcher else None)
+        vm = launch_pc(options, session, log=log, wrap=watcher.wrap if watcher else None, images=images)
         stack.callback(vm.close)
         if watcher is not None:
             watcher.watch(vm)

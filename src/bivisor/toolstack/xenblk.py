@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 from bivisor.abi.xen.xenbus import XenbusState
 from bivisor.dom0.block.image import Image, Offer
@@ -13,7 +12,8 @@ from bivisor.dom0.control import Control
 from bivisor.dom0.xenbus.service import Service
 from bivisor.dom0.xenstore.client import StoreClient
 from bivisor.errors import UsageError
-from bivisor.host.disk import Disk
+from bivisor.host.how import QEMU_FORMATS, HowToOpen
+from bivisor.host.images import open_image
 from bivisor.toolstack import xendevices
 from bivisor.toolstack.xendevices import XenDevice
 from bivisor.toolstack.xlconfig.disk import DiskSpec, vdev_number
@@ -74,11 +74,11 @@ class Disks:
             if (domid, spec.device) in self._vbds:
                 raise UsageError(f"domain {domid} has a disk {spec.vdev} already")
             nodes: dict[str, str | int] = {
-                "params": str(spec.target),
+                "params": spec.params,
                 "removable": 0,
                 "bootable": 1,
                 "dev": spec.vdev,
-                "type": "phy",
+                "type": "phy" if spec.format == "raw" else "qdisk",
                 "mode": "r" if spec.read_only else "w",
                 "device-type": "disk",
                 "discard-enable": int(spec.discard),
@@ -157,4 +157,8 @@ class Disks:
 
 
 def _open(params: str, read_only: bool) -> Image:
-    return Disk(Path(params), read_only=read_only)
+    """`params` is a path, or FORMAT:PATH; what does not say otherwise is raw, and never guessed."""
+    format_, colon, path = params.partition(":")
+    if not colon or format_ not in QEMU_FORMATS:
+        format_, path = "raw", params
+    return open_image(path, HowToOpen(format_, read_only))

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import qemu_tools
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bivisor.errors import BivisorError, HostError, ImageError, UsageError
 from bivisor.host.disk import Disk
-from bivisor.host.images import DiskImage, HowToOpen, open_image
+from bivisor.host.how import HowToOpen
+from bivisor.host.images import DiskImage, open_image
 from bivisor.host.overlay import Overlay
 from bivisor.host.qemu_nbd import QemuImage
 
+QemuImg = Callable[..., str]
 SECTOR = 512
 SIZE = 1 << 20
 
 
 @pytest.fixture
-def qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    qemu_tools.on_path(monkeypatch)
-
-
-@pytest.fixture
-def qcow2(tmp_path: Path, qemu: None) -> Path:
+def qcow2(tmp_path: Path, qemu_img: QemuImg) -> Path:
     """1 MiB, of which the first half is 0xaa."""
     raw, path = tmp_path / "raw.img", tmp_path / "disk.qcow2"
     raw.write_bytes(b"\xaa" * (SIZE // 2) + bytes(SIZE // 2))
-    qemu_tools.img("convert", "-f", "raw", "-O", "qcow2", raw, path)
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, path)
     return path
 
 
@@ -45,13 +42,13 @@ def write(disk: DiskImage, offset: int, data: bytes) -> None:
     assert disk.writev([memoryview(data)[:SECTOR], memoryview(data)[SECTOR:]], offset) == len(data)
 
 
-def content(path: Path, format_: str = "qcow2") -> bytes:
+def content(qemu_img: QemuImg, path: Path, format_: str = "qcow2") -> bytes:
     flat = path.with_suffix(".flat")
-    qemu_tools.img("convert", "-f", format_, "-O", "raw", path, flat)
+    qemu_img("convert", "-f", format_, "-O", "raw", path, flat)
     return flat.read_bytes()
 
 
-def test_a_qcow2_image_is_recognised_read_and_written(qcow2: Path) -> None:
+def test_a_qcow2_image_is_recognised_read_and_written(qcow2: Path, qemu_img: QemuImg) -> None:
     disk = open_image(qcow2)
     assert isinstance(disk, QemuImage)
     assert (disk.size, disk.read_only) == (SIZE, False)
@@ -62,7 +59,7 @@ def test_a_qcow2_image_is_recognised_read_and_written(qcow2: Path) -> None:
     disk.discard(131072, 65536)
     disk.flush()
     disk.close()
-    data = content(qcow2)
+    data = content(qemu_img, qcow2)
     assert data[:4096] + data[12288:65536] == b"\xaa" * (65536 - 8192)
     assert data[4096:12288] == b"b" * 8192
     assert not any(data[65536 : 3 * 65536])
@@ -99,19 +96,19 @@ def test_a_request_beyond_the_end_is_an_error_and_the_next_one_works(qcow2: Path
         assert read(disk, 0, 1024) == b"\xaa" * 1024
 
 
-def test_a_backing_file_shows_through_where_nothing_was_written(qcow2: Path, tmp_path: Path) -> None:
+def test_a_backing_file_shows_through_where_nothing_was_written(qcow2: Path, qemu_img: QemuImg, tmp_path: Path) -> None:
     top = tmp_path / "top.qcow2"
-    qemu_tools.img("create", "-f", "qcow2", "-b", qcow2, "-F", "qcow2", top)
+    qemu_img("create", "-f", "qcow2", "-b", qcow2, "-F", "qcow2", top)
     before = qcow2.read_bytes()
     disk = open_image(top, HowToOpen(format="qcow2"))
     write(disk, 0, b"t" * 4096)
     disk.close()
-    assert content(top)[:8192] == b"t" * 4096 + b"\xaa" * 4096
+    assert content(qemu_img, top)[:8192] == b"t" * 4096 + b"\xaa" * 4096
     assert qcow2.read_bytes() == before
 
 
-def test_a_snapshot_in_the_image_is_read(qcow2: Path) -> None:
-    qemu_tools.img("snapshot", "-c", "before", qcow2)
+def test_a_snapshot_in_the_image_is_read(qcow2: Path, qemu_img: QemuImg) -> None:
+    qemu_img("snapshot", "-c", "before", qcow2)
     disk = open_image(qcow2)
     write(disk, 0, b"n" * 4096)
     disk.close()
@@ -129,21 +126,21 @@ def test_a_snapshot_in_the_image_is_read(qcow2: Path) -> None:
         open_image(qcow2, HowToOpen(read_only=True, snapshot="never"))
 
 
-def test_other_formats_are_opened_when_they_are_named(tmp_path: Path, qemu: None) -> None:
+def test_other_formats_are_opened_when_they_are_named(tmp_path: Path, qemu_img: QemuImg) -> None:
     for format_, named in (("vmdk", "vmdk"), ("vpc", "vhd"), ("vdi", "vdi")):
         path = tmp_path / f"disk.{format_}"
-        qemu_tools.img("create", "-f", format_, path, "1M")
+        qemu_img("create", "-f", format_, path, "1M")
         disk = open_image(path, HowToOpen(format=named))
         write(disk, 4096, b"w" * 1024)
         assert read(disk, 3584, 2048) == bytes(512) + b"w" * 1024 + bytes(512)
         disk.close()
 
 
-def test_a_header_that_a_guest_wrote_into_a_raw_disk_leads_nowhere(tmp_path: Path, qemu: None) -> None:
+def test_a_header_that_a_guest_wrote_into_a_raw_disk_leads_nowhere(tmp_path: Path, qemu_img: QemuImg) -> None:
     secret, path = tmp_path / "secret", tmp_path / "raw.img"
     secret.write_bytes(b"s" * SIZE)
     evil = tmp_path / "evil.qcow2"
-    qemu_tools.img("create", "-f", "qcow2", "-b", secret, "-F", "raw", evil)
+    qemu_img("create", "-f", "qcow2", "-b", secret, "-F", "raw", evil)
     path.write_bytes(evil.read_bytes().ljust(SIZE, b"\0"))
     with pytest.raises(UsageError, match="format=qcow2 if you made it so, format=raw if a guest may have"):
         open_image(path)
@@ -155,11 +152,11 @@ def test_a_header_that_a_guest_wrote_into_a_raw_disk_leads_nowhere(tmp_path: Pat
         open_image(path)
 
 
-def test_a_backing_file_whose_format_would_be_guessed_is_refused(tmp_path: Path, qemu: None) -> None:
+def test_a_backing_file_whose_format_would_be_guessed_is_refused(tmp_path: Path, qemu_img: QemuImg) -> None:
     raw, top = tmp_path / "raw.img", tmp_path / "top.qcow2"
     raw.write_bytes(bytes(SIZE))
-    qemu_tools.img("create", "-f", "qcow2", top, "1M")
-    qemu_tools.img("rebase", "-u", "-f", "qcow2", "-b", raw, "-F", "raw", top)
+    qemu_img("create", "-f", "qcow2", top, "1M")
+    qemu_img("rebase", "-u", "-f", "qcow2", "-b", raw, "-F", "raw", top)
     header = bytearray(top.read_bytes())
     at = header.index(struct.pack(">I", 0xE2792ACA))  # the header extension with the format becomes an unknown one
     header[at : at + 4] = b"\x11\x22\x33\x44"
@@ -179,7 +176,7 @@ def test_a_backing_file_whose_format_would_be_guessed_is_refused(tmp_path: Path,
     ],
 )
 def test_what_is_no_such_image_is_refused_with_one_line(
-    tmp_path: Path, qemu: None, data: bytes, how: HowToOpen, words: str
+    tmp_path: Path, qemu_img: QemuImg, data: bytes, how: HowToOpen, words: str
 ) -> None:
     path = tmp_path / "bad"
     path.write_bytes(data)
@@ -214,7 +211,7 @@ def test_an_image_has_one_writer_or_many_readers_of_either_program(qcow2: Path) 
     open_image(qcow2).close()
 
 
-def test_qemu_and_a_raw_disk_heed_each_others_locks(tmp_path: Path, qemu: None) -> None:
+def test_qemu_and_a_raw_disk_heed_each_others_locks(tmp_path: Path, qemu_img: QemuImg) -> None:
     path = tmp_path / "raw.img"
     path.write_bytes(bytes(SIZE))
     with Disk(path), pytest.raises(HostError, match=f"process {os.getpid()} "):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bivisor.errors import UsageError
+from bivisor.host.how import HowToOpen
 from bivisor.toolstack.options import DiskOption, NetOption, RunOptions, parse_memory
 
 MIB = 1 << 20
@@ -81,3 +82,16 @@ def test_options_take_the_words_of_the_command_line() -> None:
     assert options.nets == (NetOption("user"),)
     with pytest.raises(UsageError):
         RunOptions.of(cpus=0)
+
+
+def test_a_disk_says_how_its_image_is_opened() -> None:
+    plain, all_of_it = DiskOption.parse("a.img"), DiskOption.parse("a.q,snapshot,format=vhd,load-snapshot=s 1,ro")
+    assert plain.how == HowToOpen()
+    assert all_of_it.how == HowToOpen("vpc", True, True, "s 1")
+    assert DiskOption.parse("a.iso,if=cdrom,force-share").how == HowToOpen(read_only=True, force_share=True)
+    options = RunOptions.of(disks=["a.img", "b.img,ro"], cdroms=["c.iso"], snapshot=True)
+    assert [disk.throw_away for disk in options.disks] == [True] * 3
+    assert [disk.interface for disk in options.disks] == ["", "", "cdrom"]
+    for text, words in (("a,format=cow", "none of raw"), ("a,snapshot=x", "takes no value")):
+        with pytest.raises(UsageError, match=words):
+            DiskOption.parse(text)

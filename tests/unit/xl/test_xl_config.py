@@ -92,7 +92,7 @@ def test_cmdline_beats_root_and_extra_and_says_so(tmp_path: Path) -> None:
         ("\n\non_crash = 'coredump-restart'", 4, "on_crash: coredump-restart: Bivisor writes no core dumps"),
         ("on_crash = 'explode'", 2, "on_crash: 'explode' is none of destroy, restart, rename-restart, preserve"),
         ("uuid = 'x'", 2, "uuid: 'x' is not written as in 00000000-0000-0000-0000-000000001234"),
-        ("disk = ['a.img,raw,xvda,w',\n'b.img,qcow2,xvdb,w']", 3, "disk: disk 'b.img,qcow2,xvdb,w': Bivisor reads raw"),
+        ("disk = ['a.img,raw,xvda,w',\n'b.img,cow,xvdb,w']", 3, "disk: disk b.img,cow,xvdb,w: format 'cow' is none of"),
         ("disk = 'a.img,raw,xvda,w'", 2, 'disk: a list is expected, as in ["..."]'),
         ("vif = ['rate=1MB/s']", 2, "vif: vif 'rate=1MB/s': rate: rates are not limited"),
         ("name = '17'", 2, "name '17': digits alone"),

@@ -35,6 +35,15 @@ def test_access_and_flags_are_understood() -> None:
     assert DiskSpec.parse("vdev=xvda,target=odd, name,raw.img ").target == Path("odd, name,raw.img ")
 
 
+def test_a_format_is_raw_where_none_is_named_and_travels_with_the_disk() -> None:
+    qcow2 = DiskSpec.parse("format=qcow2,vdev=xvda,target=a.img").absolute(Path("/d"))
+    assert qcow2.params == "qcow2:/d/a.img"
+    assert DiskSpec.from_json(qcow2.to_json()) == qcow2
+    assert DiskSpec.parse("qcow2:a.img,xvda,w").format == "qcow2"
+    assert DiskSpec.parse("/a.img,vhd,xvda").params == "vpc:/a.img"
+    assert DiskSpec.parse("/a.img,,xvda").params == "/a.img"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -43,8 +52,7 @@ def test_access_and_flags_are_understood() -> None:
         ("a.img,raw,xvda,x", "access 'x' is one of r, ro, w, rw"),
         ("a.img,raw,zda", "vdev 'zda': it is written xvda, xvdb1, sda or d0"),
         ("a.img,raw,hde", "there is no such disk or partition"),
-        ("a.img,qed,xvda", "Bivisor reads raw images only; `qemu-img convert -O raw` makes one"),
-        ("a.img,tar,xvda", "format 'tar' is not known"),
+        ("a.img,tar,xvda", "format 'tar' is none of raw, qcow2"),
         ("a.img,raw,xvda,w,more", "'more' is one parameter too many"),
         ("a.img,raw,xvda,w,script=block-iscsi", "script: Bivisor runs no hotplug scripts"),
         ("nbd:a.img,xvda,w", "nbd: needs a hotplug script"),

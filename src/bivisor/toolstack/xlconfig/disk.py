@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bivisor.errors import UsageError
+from bivisor.host.how import check_format
 
 POSITIONAL = ("target", "format", "vdev", "access")
 _VDEV = re.compile(r"(xvd|sd|hd)([a-z]{1,5})([0-9]{0,3})|d([0-9]{1,7})(?:p([0-9]{1,3}))?")
@@ -24,18 +25,23 @@ _REFUSED = {
 }
 _IGNORED_PREFIXES = ("tapdisk", "tap2", "tap", "aio", "ioemu", "file", "phy")
 _SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
-_FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed")
 
 
 @dataclass(frozen=True, slots=True)
 class DiskSpec:
-    """The image or block device `target` as `vdev` of a domain."""
+    """The image or block device `target` as `vdev` of a domain; `format` is one of `host.how.FORMATS`."""
 
     target: Path
     vdev: str
     read_only: bool = False
     discard: bool = True
     trusted: bool = True
+    format: str = "raw"
+
+    @property
+    def params(self) -> str:
+        """What its node `params` says: the image, behind its format where that is not raw (libxl's qdisk)."""
+        return str(self.target) if self.format == "raw" else f"{self.format}:{self.target}"
 
     @property
     def device(self) -> int:
@@ -46,11 +52,7 @@ class DiskSpec:
     def parse(cls, text: str) -> DiskSpec:
         """From a DISKSPEC. UsageError says what would be right."""
         words = _parameters(text)
-        format_ = words.get("format") or "raw"
-        if format_ not in _FORMATS:
-            raise UsageError(f"disk {text!r}: format {format_!r} is not known; raw is what Bivisor reads")
-        if format_ != "raw":
-            raise UsageError(f"disk {text!r}: Bivisor reads raw images only; `qemu-img convert -O raw` makes one")
+        format_ = check_format(words.get("format") or "raw", text)
         vdev, access = words.get("vdev", ""), words.get("access") or "rw"
         if not vdev:
             raise UsageError(f"disk {text!r}: it lacks vdev, as in disk.img,raw,xvda,rw")
@@ -60,14 +62,14 @@ class DiskSpec:
             raise UsageError(f"disk {text!r}: it lacks the target, an image file or a block device")
         vdev_number(vdev)
         target = Path(words["target"])
-        return cls(target, vdev, _READ_ONLY[access], "no-discard" not in words, "untrusted" not in words)
+        return cls(target, vdev, _READ_ONLY[access], "no-discard" not in words, "untrusted" not in words, format_)
 
     def absolute(self, folder: Path) -> DiskSpec:
         """With its target as seen from `folder`; a bare name that is a device below /dev and no file there is that."""
         here = folder / self.target
         device = Path("/dev") / self.target
         target = device if not here.exists() and device.is_block_device() else here
-        return DiskSpec(target, self.vdev, self.read_only, self.discard, self.trusted)
+        return replace(self, target=target)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
