@@ -20,18 +20,20 @@ SOURCE = Path(bivisor.__file__).parent
 MAY_IMPORT = {
     "abi": set[str](),
     "errors": set[str](),
+    "events": set[str](),
     "memory": {"abi"},
-    "cpu": {"abi", "memory"},
+    "cpu": {"abi", "memory", "events"},
     "host": {"abi"},
     "image": set[str](),
     "boot": {"abi", "memory", "cpu"},
-    "platform": {"abi", "memory", "cpu", "host.loop"},
+    "platform": {"events", "abi", "memory", "cpu", "host.loop"},
     "debug": {"abi", "memory", "cpu"},
-    "kvm": {"abi", "memory", "cpu", "host.loop", "boot", "platform"},
-    "xen": {"abi", "memory", "cpu", "host.loop", "boot", "platform"},
-    "dom0": {"abi", "memory", "host.loop", "platform", "xen"},
-    "toolstack": {"abi", "memory", "cpu", "host", "boot", "platform", "kvm", "xen", "dom0", "debug", "image"},
-    "cli": {"cpu", "boot", "image", "toolstack"},
+    "kvm": {"events", "abi", "memory", "cpu", "host.loop", "boot", "platform"},
+    "xen": {"events", "abi", "memory", "cpu", "host.loop", "boot", "platform"},
+    "dom0": {"events", "abi", "memory", "host.loop", "platform", "xen"},
+    "toolstack": {"events", "abi", "memory", "cpu", "host", "boot", "platform", "kvm", "xen", "dom0", "debug", "image"},
+    "web": {"host", "toolstack"},
+    "cli": {"events", "cpu", "boot", "image", "toolstack", "web"},
 }
 """Each room, and the rooms or single modules of other rooms that it may import. `errors` goes without saying."""
 

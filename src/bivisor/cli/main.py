@@ -19,6 +19,7 @@ _COMMANDS = {
     "image": ("bivisor.cli.image", "Prepare, list, build and inspect what guests are booted from."),
     "xl": ("bivisor.cli.xl", "Xen's own command: create, list, console, destroy and their like."),
     "host": ("bivisor.cli.host", "Start, stop and look at the Xen host that xl commands."),
+    "web": ("bivisor.cli.web", "Serve a page with the live picture of what runs."),
     "screenshot": ("bivisor.cli.screenshot", "Write a picture of a running PC's screen."),
     "keys": ("bivisor.cli.keys", "Press keys of a running PC."),
     "check": ("bivisor.cli.check", "Say what this host can do for guests, and how fast."),

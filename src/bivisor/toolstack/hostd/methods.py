@@ -115,7 +115,7 @@ class Methods:
         del peer
         return picture(self._host)
 
-    def store_nodes(self, peer: Peer, path: str) -> list[dict[str, Any]]:
+    def store_nodes(self, peer: Peer, path: str) -> Any:
         """The nodes right below `path` in the store: name, value, and whether there are more below."""
         del peer
         return store_nodes(self._host, path)

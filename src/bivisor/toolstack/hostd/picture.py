@@ -1,4 +1,4 @@
-"""All that is between the domains of a host at one moment: event channels, grants, rings, watches. What a picture needs.
+"""What is between the domains of a host at one moment, as a picture needs it: channels, grants, rings, watches.
 
 Each thing has an `id` that it keeps as long as it is there, so that two pictures can be compared.
 """
@@ -125,13 +125,13 @@ def _rings(host: XenHost, domid: int) -> Iterator[dict[str, Any]]:
                 "frontend": domid,
                 "backend": row["be"],
                 "device": number,
-                "name": row["name"] if kind == "vbd" else row["mac"],
+                "name": row["name"] if kind == "vbd" else f"vif{number}",
                 "state": row["state"],
                 "port": row["evt_ch"] if row["evt_ch"] >= 0 else None,
                 "refs": refs,
                 "gfn": None,
                 "path": row["be_path"],
-                "target": row["target"] if kind == "vbd" else row["network"],
+                "target": row["target"] if kind == "vbd" else f"{row['network']}, {row['mac']}",
             }
 
 
