@@ -49,6 +49,7 @@ FIELDS = {
     "C_FAST_PORT": "fast_port",
     "C_FAST_AT": "fast_at",
     "C_FAST_END": "fast_end",
+    "C_UC": "uc",
 }
 PLACES = {
     "ENV": private.ENV_IN_CPU,

@@ -115,6 +115,7 @@ _HELPERS = (
     "tlb_reset_dirty_by_vaddr_x86_64",
     "tb_invalidate_phys_page_fast_x86_64",
     "cpu_abort_x86_64",
+    "helper_check_exit_request_x86_64",
 )
 _ENTRIES = (*_HELPERS, "exception", "exec_interrupt", "mmio_read", "mmio_write", "rdtsc", "stored", "code", "fetch")
 _PAGE = 2 * mmap.PAGESIZE
@@ -173,6 +174,7 @@ class Context(C.Structure):
         ("fast_port", C.c_uint64),
         ("fast_at", C.c_uint64),
         ("fast_end", C.c_uint64),
+        ("uc", C.c_uint64),
     )
 
 
@@ -354,6 +356,7 @@ class Cpu:
         icount = C.c_uint64.from_address(cpu + CPU_ICOUNT_PTR).value
         self.icount_high = u16.from_address(icount + 2)
         context.inflight = -1
+        context.uc = uc
         u64.from_address(env + ENV_CONTEXT).value = C.addressof(context)
         # Without these an asynchronous stop rewinds into a completed store, and #UD never reaches UC_HOOK_INTR.
         u8.from_address(uc + UC_NO_EXIT_REQUEST).value = 1

@@ -15,6 +15,7 @@
         .set CPU_EXC,       0x81a0              # cpu->exception_index
         .set CPU_IO_PC,     0x8178              # cpu->mem_io_pc
         .set CPU_IREQ,      0x1c                # cpu->interrupt_request
+        .set CPU_ICOUNT,    0x8a40              # cpu->neg.icount_decr: negative asks a running block loop to look
         .set UC_CPU,        440                 # uc->cpu
         .set UC_ERROR,      0x590               # uc->invalid_error
         .set FETCH_PROT,    14                  # UC_ERR_FETCH_PROT
@@ -70,6 +71,7 @@
         .set C_FAST_PORT,   496                 # u64: string input from this port is answered from a buffer: 0 for none
         .set C_FAST_AT,     504                 # u8 *: what comes next of it
         .set C_FAST_END,    512                 # u8 *: from here on the callback is asked again
+        .set C_UC,          520                 # uc_struct *
 
         .set UC_HOOKS_WRITE, 0x3d0              # uc->hook[UC_HOOK_MEM_WRITE]
         .set UC_HOOKS_READ, 0x3a0               # uc->hook[UC_HOOK_MEM_READ]
@@ -105,12 +107,13 @@ orig_protect_code:      .quad 0
 orig_protect_linear:    .quad 0
 orig_page_fast:         .quad 0
 orig_abort:             .quad 0
+orig_check_exit:        .quad 0
 
 entries:                                        # offsets of the entry points from `slots`, read by private.py
         .long outb - slots, outw - slots, outl - slots, inb - slots, inw - slots, inl - slots
         .long rdmsr - slots, wrmsr - slots, cpuid - slots, syscall_ - slots, read_crN - slots, write_crN - slots
         .long find_mapping - slots, protect_code - slots, protect_linear - slots, page_fast - slots
-        .long abort_ - slots
+        .long abort_ - slots, check_exit - slots
         .long exception - slots, exec_interrupt - slots, mmio_read - slots, mmio_write - slots, rdtsc - slots
         .long stored - slots, code - slots, fetch - slots
 
@@ -594,6 +597,30 @@ abort_: mov     rax, [rdi + ENV + E_CTX]
         sub     rsp, 8
         call    [rip + raise_err_ra]
 1:      jmp     [rip + orig_abort]
+
+# check_exit_request(uc, delay slot): each block of translated code begins by calling this, which is a quarter of the time of
+# code with short blocks. So the first call puts a comparison in the place of the call's arguments:
+#       mov rdi, uc; xor esi, esi; call [rip + n]    becomes    cmp dword ptr [rbp - 16], 0; jns behind; nop; call [rip + n]
+# `behind` is behind the call, whose return address stays what the library knows. Translated code has env in rbp.
+        .balign 16
+check_exit:
+        mov     rax, [rbp + E_CTX]
+        test    rax, rax
+        jz      3f
+        mov     rdx, [rsp]
+        cmp     word ptr [rdx - 18], 0xbf48
+        jne     1f
+        cmp     dword ptr [rdx - 8], 0x15fff633
+        jne     1f
+        mov     rcx, 0x0f660c7900f07d83
+        mov     [rdx - 18], rcx
+        mov     dword ptr [rdx - 10], 0x0000441f
+1:      cmp     dword ptr [rbp + CPU_ICOUNT - ENV], 0
+        js      2f
+        ret
+2:      mov     rdi, [rax + C_UC]
+        xor     esi, esi
+3:      jmp     [rip + orig_check_exit]
 
 # u64 rdtsc(): the host's time-stamp counter, which the guest's is an offset from.
         .balign 16
