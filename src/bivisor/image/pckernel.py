@@ -18,11 +18,11 @@ from bivisor.image.progress import ProgressFactory, on_stderr
 METAPACKAGES = ("linux-image-amd64", "linux-image-generic")
 """Debian's and Ubuntu's; both follow the kernel with every driver."""
 
-_KEY = "Linux for PCs, 1"
+_KEY = "Linux for PCs, 2"
 WANTED = re.compile(
     r"boot/(vmlinuz|config)-[^/]+|bin/busybox|lib/modules/[^/]+/(modules\.(builtin|order)|kernel/("
     r"drivers/(ata|block|cdrom|char|net/ethernet/intel/e1000/|net/[^/]+\.ko|scsi/[^/]+\.ko|virtio|misc/pvpanic|xen)"
-    r"|crypto|lib|fs/(ext4|jbd2|[^/]+\.ko)|net/(packet|core|802)).*)"
+    r"|arch|block|crypto|lib|fs/(ext4|jbd2|[^/]+\.ko)|net/(packet|core|802)).*)"
 )
 
 
