@@ -28,8 +28,9 @@ from bivisor.cpu.select import open_soft
 from bivisor.cpu.soft.vcpu import SoftVcpu
 from bivisor.cpu.vmx import VmEntry, VmExit
 from bivisor.errors import EngineError
+from bivisor.memory import PAGE, MemoryRegion, Slot
 
-from .guest import DATA, DONE, MMIO, RAM, Guest
+from .guest import CODE, DATA, DONE, MMIO, RAM, Guest
 
 PATIENCE = 20.0
 
@@ -421,3 +422,19 @@ def test_closed_machines_give_their_memory_back(engine: Engine) -> None:
     for _ in range(200):
         cycle()
     assert mappings() <= before + 10
+
+
+# ---------------------------------------------------------------- memory that comes later
+
+
+def test_memory_that_comes_later_marks_no_page_as_code(guest: Guest) -> None:
+    """Stores to a page that is taken for code go a slow way: a PC whose screen appeared booted at half its speed."""
+    guest.load("f4", rbx=DATA)  # hlt
+    assert guest.run() == Hlt()
+    with MemoryRegion(16 * PAGE) as region:
+        slot = Slot(0x80_0000, region.size, region)
+        guest.machine.map(slot)
+        marks = soft(guest).machine._code_map
+        assert [page for page, marked in enumerate(marks) if marked] == [CODE // PAGE]
+        assert len(marks) >= (RAM + region.size) // PAGE
+        guest.machine.unmap(slot)

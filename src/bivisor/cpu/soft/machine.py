@@ -190,7 +190,7 @@ class SoftMachine:
         ranges = [value for gpa, size, _, region in self._ram[:2] for value in (gpa, size, region)]
         pages = max((ram + size for _, size, ram, _ in self._ram), default=0) // PAGE
         if pages > len(self._code_map):
-            self._code_map = (C.c_uint8 * pages)(*([1] * len(self._code_map)))
+            self._code_map = (C.c_uint8 * pages).from_buffer_copy(bytes(self._code_map).ljust(pages, b"\0"))
             self.context.code_map = C.addressof(self._code_map)
             self.context.code_pages = pages
         self.context.ram = (C.c_uint64 * 6)(*ranges)
