@@ -7,9 +7,12 @@ import re
 import shutil
 import subprocess
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+import bivisor
+from bivisor.boot.kallsyms import kernel_symbols, symbol_file
 from bivisor.image import Guest
 from bivisor.toolstack.gdb import gdb_server
 
@@ -71,3 +74,34 @@ def test_gdb_stops_a_kernel_at_a_function_changes_its_memory_and_lets_it_go_on(
         assert re.search(r"^cr3\s+0x[0-9a-f]+000", again, re.MULTILINE)
         run.vm.wait(20)
     assert run.stdout.splitlines()[0] == b"Byvix"
+
+
+@pytest.mark.parametrize("kind", ["pvh", "pv"])
+def test_gdb_stops_a_booting_xen_domain_at_start_kernel_and_at_a_system_call_by_name(
+    kind: str, guest: Guest, tmp_path: Path
+) -> None:
+    symbols = kernel_symbols(guest.kernel)
+    (tmp_path / "vmlinux.sym").write_bytes(symbol_file(symbols))
+    with bivisor.XenHost("soft") as host, host.create("demo", type=kind, gdb="0,wait") as domain:
+        said = gdb(
+            domain.gdb_port,
+            f"symbol-file {tmp_path}/vmlinux.sym",
+            "hbreak start_kernel",
+            "continue",
+            "x/s linux_banner",
+            "delete",
+            "break __x64_sys_newuname",
+            "continue",
+            "stepi",
+            "print $rip",
+            "delete",
+            "detach",
+        )
+        assert "Breakpoint 1, 0x" in said
+        assert f"{symbols['start_kernel'].address:#x} in start_kernel ()" in said
+        assert f'<linux_banner>:\t"Linux version {guest.release}' in said
+        assert f"Breakpoint 2, {symbols['__x64_sys_newuname'].address:#x} in __x64_sys_newuname ()" in said
+        assert re.search(r"<__x64_sys_newuname\+[1-9]", said)
+        domain.wait_for("~ # ")  # it goes on
+        assert "killed" in gdb(domain.gdb_port, "kill")
+        assert domain.wait(20) is not None

@@ -57,5 +57,15 @@ PHDR64 = Struct("<2I6Q")
 NHDR = Struct("<3I")
 """n_namesz, n_descsz, n_type; name and descriptor follow, each padded to 4 bytes."""
 
+SHDR64 = Struct("<2I4Q2I2Q")
+"""sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, sh_link, sh_info, sh_addralign, sh_entsize."""
+SHT_SYMTAB, SHT_STRTAB, SHT_NOBITS = 2, 3, 8
+SHF_ALLOC, SHF_EXECINSTR = 2, 4
+
+SYM64 = Struct("<I2BH2Q")
+"""st_name, st_info, st_other, st_shndx, st_value, st_size."""
+STB_GLOBAL = 1
+STT_OBJECT, STT_FUNC = 1, 2
+
 XEN_NOTE_NAME = b"Xen\0"
 XEN_ELFNOTE_PHYS32_ENTRY = 18

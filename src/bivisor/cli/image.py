@@ -157,6 +157,24 @@ def inspect_command(file: Path, as_json: bool) -> int:
     return 0
 
 
+@command.command("symbols", epilog="\b\nExample:\n  bivisor image symbols vmlinux.sym && gdb vmlinux.sym\n")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--kernel", metavar="FILE", type=click.Path(path_type=Path), help="A kernel, if not the default guest's.")
+def symbols_command(file: Path, kernel: Path | None) -> int:
+    """Write a kernel's own symbols to FILE, in a form that gdb takes."""
+    from bivisor.boot.kallsyms import kernel_symbols, symbol_file
+    from bivisor.errors import HostError
+    from bivisor.image import default_guest
+
+    symbols = kernel_symbols(kernel or default_guest(_progress(False)).kernel)
+    try:
+        file.write_bytes(symbol_file(symbols))
+    except OSError as error:
+        raise HostError(f"cannot write {file}: {error.strerror}") from error
+    click.echo(f"{file}: {len(symbols)} symbols")
+    return 0
+
+
 def _show(guest: Guest) -> None:
     for name, value in asdict(guest).items():
         click.echo(f"{name:<8} {value}")

@@ -96,11 +96,15 @@ class DomU:
         guest = self._built.guest
         return Target(guest.vcpus, guest.memory, guest.control, self._host.engine.name)
 
-    def serve_gdb(self, text: str) -> int:
-        """Let gdb attach, before it runs for the first time: [HOST:]PORT[,wait]. The port; UsageError."""
-        if self._gdb is not None:
-            raise UsageError(f"gdb may attach to domain {self.name} at port {self._gdb.port} already")
+    def serve_gdb(self, text: str) -> None:
+        """Let gdb attach, before it runs for the first time: [HOST:]PORT[,wait]. UsageError."""
         self._gdb = serve(self.target, text, self._kill)
+
+    @property
+    def gdb_port(self) -> int:
+        """The TCP port that gdb may attach to. UsageError where it was created without `gdb`."""
+        if self._gdb is None:
+            raise UsageError(f"domain {self.name} was created without gdb")
         return self._gdb.port
 
     def _kill(self) -> None:
