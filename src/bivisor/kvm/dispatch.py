@@ -25,6 +25,7 @@ from bivisor.cpu.exits import (
     UnknownExit,
     WrMsr,
 )
+from bivisor.cpu.exittable import ExitTable
 from bivisor.kvm.outcome import End, Outcome
 from bivisor.platform.bus import Bus
 
@@ -47,10 +48,20 @@ class Dispatcher:
             Hypercall: self._hypercall,
         }
 
-    def handle(self, exit_: Exit) -> bool:
-        """An `ExitHandler`: True where the guest can go on."""
-        handler = self.table.get(type(exit_))
-        return handler is not None and handler(exit_)
+    def processor(self) -> ExitTable:
+        """The table of one more processor, whose `handle` is its `ExitHandler`."""
+        return ExitTable(self.table, self._place)
+
+    def _place(self, exit_: Exit) -> str:
+        """The device that an exit goes to."""
+        match exit_:
+            case PortIo(port=address):
+                claim = self._ports.find(address)
+            case Mmio(address=address):
+                claim = self._mmio.find(address)
+            case _:
+                return ""
+        return claim.name if claim is not None else "nobody"
 
     def _port_io(self, exit_: PortIo) -> bool:
         port, size, data = exit_.port, exit_.size, exit_.data

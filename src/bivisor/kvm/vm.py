@@ -19,6 +19,7 @@ from bivisor.cpu.runcontrol import RunControl
 from bivisor.cpu.select import open_engine
 from bivisor.cpu.topology import guest_cpuid
 from bivisor.errors import UsageError
+from bivisor.events import Events
 from bivisor.host.loop import EventLoop
 from bivisor.kvm.dispatch import Dispatcher
 from bivisor.kvm.outcome import End, Outcome
@@ -41,6 +42,7 @@ class VirtualMachine:
 
     Make it, add devices (`add`, or `ports.attach` and `mmio.attach`), `load()` a kernel, `start()` it and `wait()`; or
     `run()` for the last two. `with` closes it. `console` gets what the guest writes to COM1; `send()` is what it reads.
+    `events` is the stream of what happens in it (docs/events.md).
     `wrap(handler, vcpu)` may put something around the handler of every exit: a trace, a stopwatch, a test's hook.
     """
 
@@ -63,6 +65,7 @@ class VirtualMachine:
         self._held = ExitStack()
         self._behind_devices = ExitStack()
         self._wrap = wrap
+        self.events = Events()
         self._console = console or (lambda _: None)
         self._tail = b""
         self._panicked = False
@@ -229,13 +232,17 @@ class VirtualMachine:
             self.pc.com1.receive(data)
 
     def _run_vcpu(self, vcpu: Vcpu) -> None:
-        handler: ExitHandler = self.dispatcher.handle
+        exits = self.dispatcher.processor()
+        exits.watch(self.events, 0, vcpu.index)
+        handler: ExitHandler = exits.handle
         if self._wrap is not None:
             handler = self._wrap(handler, vcpu)
         try:
             while not self._stopping:
                 self.control.gate(vcpu)
+                exits.entering()
                 exit_ = vcpu.run(handler)
+                exits.left(exit_)
                 if type(exit_) is Debug and self.control.hit(vcpu, exit_):
                     continue
                 outcome = self.dispatcher.final(exit_)
