@@ -25,7 +25,7 @@ def _word(words: Mapping[str, Any], name: str, default: str | None = None) -> st
 
 
 async def _create(host: HostLink, _: Machines, words: Mapping[str, Any]) -> Any:
-    """A DomU of name, type, memory (MiB, or with a unit), vcpus, kernel, ramdisk, cmdline, and lines of disks and vifs."""
+    """A DomU: name, type, memory (MiB), vcpus, kernel, ramdisk, cmdline; disks and vifs, one a line, as in xl.cfg."""
     here = Path.home()
     try:
         vcpus = int(words.get("vcpus") or 1)

@@ -34,13 +34,14 @@ export function closePanel() {
   end();
   end = () => {};
   shown = null;
+  body.replaceChildren();
   panel.hidden = true;
   document.body.classList.remove("with-panel");
   if (cameFrom?.isConnected) cameFrom.focus();
 }
 
 export function showConsole(guest) {
-  const place = make("div", { class: "terminal" });
+  const place = make("div", { class: "tty" });
   fillPanel(`Console of ${guest.name}`, place);
   panel.classList.add("wide");
   end = openConsole(place, guest.console ?? `/console/${encodeURIComponent(guest.domid)}`);

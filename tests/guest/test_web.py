@@ -1,0 +1,188 @@
+"""`bivisor web` in a real browser, on whole guests: the picture, consoles, a form, and a link that breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from bivisor.image import Guest
+from bivisor.toolstack.hostd.client import HostClient
+from bivisor.toolstack.hostd.place import Place
+
+from .browser import Tab, a_browser, a_web_server
+from .xl_person import Person
+
+pytestmark = pytest.mark.guest
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with a_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def person(tmp_path_factory: pytest.TempPathFactory, guest: Guest) -> Iterator[Person]:
+    """Somebody whose host has two domains with a disk and a network each."""
+    folder = tmp_path_factory.mktemp("web")
+    person = Person(folder / "host")
+    person.run("host", "start", "--engine", "soft")
+    for name in ("alice", "bob"):
+        image = folder / f"{name}.img"
+        with image.open("wb") as file:
+            file.truncate(16 * MIB)
+        person.xl("create", f"name={name}", f'disk=["{image},raw,xvda,rw"]', 'vif=["type=user"]')
+    yield person
+    person.run("host", "stop", "--force")
+
+
+@pytest.fixture(scope="module")
+def address(person: Person) -> Iterator[str]:
+    with a_web_server(person.state) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    tab = Tab(browser, address, viewport={"width": 1366, "height": 900})
+    expect(tab.page.locator("#link")).to_have_text("live")
+    yield tab.page
+    tab.close()
+
+
+def told(person: Person) -> dict[str, Any]:
+    """What the host itself says is there."""
+    with HostClient(Place(person.state)) as host:
+        found = host.call("picture")
+    assert isinstance(found, dict)
+    return found
+
+
+def identities(picture: dict[str, Any]) -> set[str]:
+    domains = {f"domain-{domain['domid']}" for domain in picture["domains"]}
+    return domains.union(
+        *({each["id"] for each in picture[kind]} for kind in ("channels", "grants", "rings", "watches"))
+    )
+
+
+def drawn(page: Page) -> set[str]:
+    """The things that are on the picture: what they are is the beginning of their names."""
+    names = page.evaluate("[...document.querySelectorAll('#xen [data-id]')].map((each) => each.dataset.id)")
+    return {name for name in names if name.startswith(("domain-", "channel-", "grant-", "ring-", "watch-"))}
+
+
+def connected(person: Person) -> bool:
+    return all(ring["state"] in (4, None) for ring in told(person)["rings"]) and len(told(person)["rings"]) >= 8
+
+
+def test_the_picture_has_everything_that_the_host_knows_and_nothing_that_it_does_not(
+    person: Person, page: Page
+) -> None:
+    person.until(lambda: connected(person), "the devices do not connect")
+    picture = told(person)
+    assert len(picture["grants"]) >= 4
+    assert len(picture["channels"]) >= 10
+    person.until(lambda: drawn(page) == identities(told(person)), "the picture is another")
+    for wire in page.locator(".wire .line").all():  # each is really drawn
+        assert (wire.get_attribute("d") or "").startswith("M")
+        assert wire.get_attribute("d") != "M0 0"
+
+
+def test_a_domain_that_comes_by_the_form_is_drawn_paused_and_destroyed(person: Person, page: Page) -> None:
+    page.get_by_role("button", name="New domain").click()
+    page.get_by_label("Name").fill("a/b")
+    page.get_by_role("button", name="Create").click()
+    expect(page.get_by_role("alert")).to_contain_text("a/b")
+    page.get_by_label("Name").fill("carol")
+    page.get_by_label("Memory").fill("192")
+    page.get_by_role("button", name="Create").click()
+    box = page.get_by_role("article", name="carol")
+    expect(box).to_contain_text("192 MiB")
+    assert "carol" in person.names()
+
+    page.get_by_role("button", name="Pause: carol").click()
+    expect(box.locator(".state")).to_have_text("paused")
+    assert person.domain("carol")["state"] == "--p---"
+    page.get_by_role("button", name="Go on: carol").click()
+    expect(box.locator(".state")).not_to_have_text("paused")
+
+    page.get_by_role("button", name="Destroy: carol").click()
+    page.get_by_role("button", name="Cancel").click()
+    assert "carol" in person.names()
+    page.get_by_role("button", name="Destroy: carol").click()
+    page.get_by_role("button", name="Destroy", exact=True).click()
+    expect(box).to_have_count(0)
+    assert "carol" not in person.names()
+
+
+def test_a_command_is_typed_on_a_console_and_its_output_read(page: Page) -> None:
+    page.get_by_role("button", name="Console: alice").click()
+    terminal = page.locator(".tty")
+    expect(terminal).to_contain_text("~ #")
+    page.keyboard.type("echo $((40 + 2))\n")
+    expect(terminal.locator(".xterm-rows")).to_contain_text("42")
+    page.get_by_role("button", name="Close the details").click()
+    expect(terminal).to_have_count(0)
+
+
+def test_everything_is_reached_and_opened_by_keys_alone(person: Person, page: Page) -> None:
+    person.until(lambda: connected(person), "the devices do not connect")
+    wire = page.get_by_role("button", name="Ring: disk xvda of domain 1")
+    wire.focus()
+    page.keyboard.press("Enter")
+    panel = page.locator("#panel")
+    expect(panel.get_by_role("heading", name="Disk xvda of alice")).to_be_visible()
+    expect(panel).to_contain_text("4 Connected")
+    expect(panel).to_contain_text("/local/domain/0/backend/vbd/1/51712")
+    page.keyboard.press("Escape")
+    expect(panel).to_be_hidden()
+    expect(wire).to_be_focused()
+
+    page.get_by_role("button", name="XenStore", exact=True).press("Enter")
+    panel.locator("summary", has_text="local").press("Enter")
+    panel.locator("[data-path='/local/domain'] > summary").press("Enter")
+    panel.locator("[data-path='/local/domain/1'] > summary").press("Enter")
+    expect(panel.locator(".leaf", has_text="alice").first).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1366, 768), (390, 844)], ids=["laptop", "phone"])
+def test_an_automatic_check_of_accessibility_finds_nothing_serious(
+    browser: Browser, address: str, size: tuple[int, int], scheme: str
+) -> None:
+    tab = Tab(browser, address, viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    page = tab.page
+    try:
+        expect(page.get_by_role("article", name="bob")).to_be_visible()
+        for opens in (None, "XenStore", "New domain"):
+            if opens:
+                page.get_by_role("button", name=opens, exact=True).click()
+            found = Axe().run(page).response["violations"]
+            serious = [
+                (each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")
+            ]
+            assert serious == [], opens
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= size[0], "it has to be scrolled sideways"
+    finally:
+        tab.close()
+
+
+def test_a_lost_connection_comes_back_by_itself(person: Person, browser: Browser) -> None:
+    token = "a-token-that-stays-the-same"
+    with a_web_server(person.state, "--token", token) as address:
+        tab = Tab(browser, address)
+        page = tab.page
+        expect(page.locator("#link")).to_have_text("live")
+        port = address.rpartition(":")[2].partition("/")[0]
+    expect(page.locator("#link")).to_contain_text("trying again")
+    with a_web_server(person.state, "--token", token, "--port", port):
+        expect(page.locator("#link")).to_have_text("live")
+        expect(page.get_by_role("article", name="alice")).to_be_visible()
+    tab.close()
