@@ -18,7 +18,8 @@ from bivisor.xen import grant_ops
 from bivisor.xen.call import Call, Identity
 from bivisor.xen.hypervisor import Xen
 from bivisor.xen.maptrack import Mapping
-from bivisor.xen.table import hypercall
+from bivisor.xen.table import TABLE, hypercall
+from bivisor.xen.watched import watch_hypercalls
 
 _MEMORY = 1 << 20
 _WORD = struct.Struct("<Q")
@@ -32,7 +33,9 @@ class Control:
         self.loop = loop
         self._memory = GuestMemory(_MEMORY, name="bivisor-dom0")
         self.domain = xen.create_domain(self._memory, upcall=self, privileged=True)
+        self.events = xen.events
         self._call = Call(xen, self.domain, 0, Identity())
+        self._site = watch_hypercalls(self._call, TABLE)
         self._handlers: dict[int, Callable[[], None]] = {}
         self._scheduled = False
         at = _MEMORY - domctl.ROOM
@@ -201,5 +204,6 @@ class Control:
         """Close every port and give back Dom0's memory."""
         for port in list(self._handlers):
             self.unbind(port)
+        self.events.remove(self._site)
         self.domains.close()
         self._memory.close()

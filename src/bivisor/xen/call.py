@@ -5,7 +5,7 @@ Guest handles are checked here and nowhere else: a handle that leaves the guest'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from bivisor.abi.xen.errno import Errno
@@ -22,10 +22,12 @@ MAX_COPY = 1 << 20
 
 
 class Preempted(Exception):
-    """The hypercall has done a part of its work, and goes on with these arguments when others have had their turn."""
+    """The hypercall has done a part of its work, and goes on with these arguments when others have had their turn,
+    after `pause` seconds at least."""
 
-    def __init__(self, *arguments: int) -> None:
+    def __init__(self, *arguments: int, pause: float = 0.0) -> None:
         self.arguments = arguments
+        self.pause = pause
 
 
 class Translator(Protocol):
@@ -46,7 +48,7 @@ class Identity:
 class Call:
     """The caller of the hypercall being carried out. One object for each processor, used again for each call."""
 
-    __slots__ = ("_translator", "domain", "give_way", "hypervisor", "vcpu")
+    __slots__ = ("_translator", "domain", "give_way", "hypervisor", "vcpu", "watched")
 
     def __init__(
         self,
@@ -62,6 +64,8 @@ class Call:
         self.hypervisor = hypervisor
         self.domain = domain
         self.vcpu = vcpu
+        self.watched: Mapping[int, Callable[..., int]] | None = None
+        """The hypercalls, as they are while somebody listens to them (`watched.py`)."""
         self._translator = translator
 
     def read(self, address: int, size: int) -> bytes:

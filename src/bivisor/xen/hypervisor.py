@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
+from bivisor.events import Events
 from bivisor.memory import GuestMemory
 from bivisor.xen.config import PVH, DomainConfig
 from bivisor.xen.conring import ConsoleRing
@@ -45,6 +46,8 @@ class Xen:
     def __init__(self, *, now: Callable[[], int] = time.monotonic_ns, wall: Callable[[], int] = time.time_ns) -> None:
         self.lock = threading.RLock()
         self.domains: dict[int, Domain] = {}
+        self.events = Events()
+        """What happens in it, and in its domains (docs/events.md)."""
         self.log = ConsoleRing()
         self.physical = Physical()
         self.max_grant_frames = MAX_GRANT_FRAMES

@@ -44,7 +44,7 @@ def _multicall(call: Call, list_: int, count: int, *_: int) -> int:
             result = -Errno.EINVAL if op == Hypercall.MULTICALL else _step(call, op, arguments)
         except Preempted as more:
             call.write(at + 16, _ARGUMENTS.pack(*(*more.arguments, *arguments)[:6]))
-            raise Preempted(at, count - done) from None
+            raise Preempted(at, count - done, pause=more.pause) from None
         call.write(at + 8, (result & _MASK).to_bytes(8, "little"))
     return 0
 
@@ -73,7 +73,7 @@ TABLE: dict[int, Callable[..., int]] = {
 
 
 def _step(call: Call, nr: int, arguments: Sequence[int]) -> int:
-    function = TABLE.get(nr)
+    function = (TABLE if call.watched is None else call.watched).get(nr)
     if function is None:
         return -Errno.ENOSYS
     try:
@@ -95,7 +95,7 @@ def hypercall(call: Call, nr: int, arguments: Sequence[int]) -> int:
             try:
                 return _step(call, nr, arguments)
             except Preempted as more:
-                arguments = more.arguments
-        time.sleep(0)  # whoever waits for the lock is let in
+                arguments, pause = more.arguments, more.pause
+        time.sleep(pause)  # whoever waits for the lock is let in
         if not call.give_way():
             return -Errno.EINTR

@@ -12,11 +12,13 @@ from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Debug, Direction, Exit, Hlt, Hypercall, Interrupted, Mmio, PortIo, RdMsr, WrMsr
+from bivisor.cpu.exittable import ExitTable
 from bivisor.memory import PAGE
 from bivisor.xen.call import Call
 from bivisor.xen.domain import Domain
-from bivisor.xen.table import hypercall
+from bivisor.xen.table import TABLE, hypercall
 from bivisor.xen.timers import LONGEST_S
+from bivisor.xen.watched import watch_hypercalls
 
 if TYPE_CHECKING:
     from bivisor.xen.guest import PvhGuest
@@ -51,13 +53,20 @@ class VcpuThread:
         self._woken = threading.Event()
         self._deferred: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
-        self._table: dict[type[Exit], Callable[[Exit], bool]] = {
-            Hypercall: self._hypercall,
-            PortIo: self._port,
-            Mmio: self._mmio,
-            RdMsr: self._rdmsr,
-            WrMsr: self._wrmsr,
-        }
+        self._exits = ExitTable(
+            {
+                Hypercall: self._hypercall,
+                PortIo: self._port,
+                Mmio: self._mmio,
+                RdMsr: self._rdmsr,
+                WrMsr: self._wrmsr,
+            }
+        )
+        self._table = self._exits.handlers
+        self._sites = [
+            *self._exits.watch(guest.xen.events, domain.domid, vcpu.index),
+            watch_hypercalls(self._call, TABLE),
+        ]
 
     # ---------------------------------------------------------------- from other threads
 
@@ -93,6 +102,7 @@ class VcpuThread:
         """Wait for the end of the thread, unless it is the caller's."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self._xen.events.remove(*self._sites)
 
     @property
     def native_id(self) -> int:
@@ -147,7 +157,9 @@ class VcpuThread:
                     self._nmi = False
                     self.vcpu.nmi()
                 self.handling = False
+                self._exits.entering()
                 exit_ = self.vcpu.run(self._handle)
+                self._exits.left(exit_)
                 self._leave()
                 if self._wish is not None:
                     self._sleep()

@@ -116,7 +116,7 @@ def _reservation(call: PvCall, op: int, start: int, arg: int) -> int:
 
 def step(call: PvCall, nr: int, arguments: tuple[int, ...] | list[int]) -> int:
     """Hypercall `nr`: its result, or a negative error number."""
-    function = TABLE.get(nr)
+    function = (TABLE if call.watched is None else call.watched).get(nr)
     if function is None:
         return -Errno.ENOSYS
     try:
@@ -136,7 +136,7 @@ def _multicall(call: PvCall, list_: int, count: int, *_: int) -> int:
             result = -Errno.EINVAL if op == Hypercall.MULTICALL else step(call, op, arguments)
         except Preempted as more:
             call.write(at + 16, _ARGUMENTS.pack(*(*more.arguments, *arguments)[:6]))
-            raise Preempted(at, count - done) from None
+            raise Preempted(at, count - done, pause=more.pause) from None
         call.write(at + 8, (result & _MASK).to_bytes(8, "little"))
     if part < count:
         raise Preempted(list_ + part * size, count - part)

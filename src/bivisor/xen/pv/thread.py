@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from bivisor.abi.x86 import Msr
@@ -18,6 +19,7 @@ from bivisor.xen.pv.private import STUB
 from bivisor.xen.pv.stub import CRASH_CALL, ENTRIES, EVENTS_CALL
 from bivisor.xen.pv.table import TABLE, step
 from bivisor.xen.vcpu_thread import VcpuThread
+from bivisor.xen.watched import watch_hypercalls
 
 if TYPE_CHECKING:
     from bivisor.xen.pv.guest import PvGuest
@@ -54,6 +56,7 @@ class PvThread(VcpuThread):
         self._registers = machine.cpu.registers
         self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)
         self._lock = guest.xen.lock
+        self._sites.append(watch_hypercalls(self._pv_call, TABLE))
         self._calls = 0
         self.counts = dict.fromkeys(TABLE, 0)
         """How often each hypercall was made."""
@@ -63,7 +66,8 @@ class PvThread(VcpuThread):
         self.handling = True
         regs = self._registers
         number = regs[0]
-        function = _FUNCTION(number)
+        watched = self._pv_call.watched
+        function = _FUNCTION(number) if watched is None else watched.get(number)
         if function is not None:
             self.counts[number] += 1
             try:
@@ -99,6 +103,7 @@ class PvThread(VcpuThread):
     def _go_on(self, number: int, more: Preempted) -> int:
         """A long hypercall: others have their turn between two parts."""
         while True:
+            time.sleep(more.pause)
             if not self._pv_call.give_way():
                 return -Errno.EINTR
             try:

@@ -1,0 +1,86 @@
+"""The hypercalls of one processor while somebody listens: its table, with each function wrapped.
+
+A `Call` carries the table that stands in for the common one (`Call.watched`), None while nobody listens. So the calls
+of a multicall are seen as well, each by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bivisor.events import Answer, Delay, Deny, Hypercall, Kind, Probe, Site
+from bivisor.xen.call import Call, Preempted
+from bivisor.xen.decode import decode, name_of
+from bivisor.xen.errors import XenError
+
+Function = Callable[..., int]
+_MASK = (1 << 64) - 1
+_SIGN = 1 << 63
+
+
+def watch_hypercalls(call: Call, table: Mapping[int, Function]) -> Site:
+    """Tell the hypervisor's events of the hypercalls of this processor, which are those of `table`."""
+
+    def install(probe: Probe | None) -> None:
+        call.watched = None if probe is None else _Watched(call, table, probe).functions
+
+    return call.hypervisor.events.site(Kind.HYPERCALL, install, call.domain.domid)
+
+
+class _Watched:
+    """What stands in for `table` as long as `probe` does."""
+
+    def __init__(self, call: Call, table: Mapping[int, Function], probe: Probe) -> None:
+        self._call = call
+        self._probe = probe
+        self._delayed = -1
+        self.functions = {nr: self._wrapped(nr, function) for nr, function in table.items()}
+
+    def _wrapped(self, nr: int, function: Function) -> Function:
+        probe, clock, name = self._probe, self._probe.clock, name_of(nr)
+        domain, vcpu = self._call.domain.domid, self._call.vcpu
+
+        def watched(call: Call, *arguments: int) -> int:
+            op, details = decode(call, nr, arguments)
+            event = Hypercall(clock(), domain, vcpu, 0, int(nr), name, op, [int(each) for each in arguments], details)
+            try:
+                if probe.hooks:
+                    decided = self._interfere(event)
+                    result = function(call, *event.args) if decided is None else decided
+                else:
+                    result = function(call, *arguments)
+            except XenError as error:
+                result = -error.errno
+            except Preempted:
+                event.preempted = True
+                event.duration = clock() - event.time
+                probe.tell(event)
+                raise
+            event.result = result
+            event.duration = clock() - event.time
+            probe.over(event)
+            return event.result
+
+        return watched
+
+    def _interfere(self, event: Hypercall) -> int | None:
+        """The result that a hook decided for, None where the call is to be carried out. Preempted to come back."""
+        if self._delayed == event.nr:
+            self._delayed = -1
+            return None
+        match self._probe.ask(event):
+            case Deny(number):
+                return -number
+            case Answer(value):
+                number = value if isinstance(value, int) else int.from_bytes(value, "little")
+                return _signed(number)
+            case Delay(seconds):
+                self._delayed = event.nr
+                raise Preempted(*event.args, pause=seconds)
+            case None:
+                return None
+        return 0
+
+
+def _signed(value: int) -> int:
+    return ((value & _MASK) ^ _SIGN) - _SIGN
