@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 class XenHost:
     """Hypervisor and Dom0. `with` closes it, and with it every domain. `engine` is one, or "auto", "kvm" or "soft".
 
+    `events` is the stream of what happens in it (docs/events.md).
     `on_end(domain, reason)` is called in the loop's thread when a domain has shut down; it must not wait.
     """
 
@@ -50,6 +51,7 @@ class XenHost:
         self.began = time.time()
         self.loop = EventLoop(self._failed)
         self.xen = Xen()
+        self.events = self.xen.events
         self.xen.physical.khz = self.engine.tsc_khz
         self.control = Control(self.xen, self.loop)
         version = self.control.version()
