@@ -78,5 +78,11 @@ class Supervised(Protocol):
         """SYSCALL at CPL 0 with `number` in RAX calls nobody, but goes on at `rip`: for what the kernel asks so often
         that code of the hypervisor's lies in the guest for it."""
 
+    def native(self, code: bytes, state: int) -> None:
+        """Code of the host's processor that SYSCALL at CPL 0 goes to before `Supervisor.call`, called as
+        `code(registers, state)`: 0 if the supervisor has to be asked, 1 if it has answered, else what to load into CR3
+        as it has answered. No code: none any more. It only saves time: an engine that runs the guest elsewhere than in
+        this process does nothing."""
+
     def interrupt(self, vector: int) -> None:
         """Deliver `vector` through the IDT as soon as RFLAGS.IF is set. For the processor's own thread."""

@@ -50,6 +50,8 @@ FIELDS = {
     "C_FAST_AT": "fast_at",
     "C_FAST_END": "fast_end",
     "C_UC": "uc",
+    "C_NATIVE": "native",
+    "C_NATIVE_ST": "native_state",
 }
 PLACES = {
     "ENV": private.ENV_IN_CPU,

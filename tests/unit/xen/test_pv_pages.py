@@ -21,7 +21,7 @@ def refused(errno: Errno) -> pytest.RaisesExc[XenError]:
 def test_a_pinned_tree_has_types_all_the_way_down_and_none_when_it_is_unpinned() -> None:
     table = Table()
     table.pages.pin(table.tree(), L4)
-    assert table.pages.kind[1:5] == [L4, 3, L2, L1]
+    assert list(table.pages.kind[1:5]) == [L4, 3, L2, L1]
     assert (table.pages.kind[PAGE_40], table.pages.count[PAGE_40]) == (WRITABLE, 1)
     assert tuple(table.words[ROOT << 9 | 256 : ROOT << 9 | 258]) == SLOTS
     table.pages.unpin(ROOT)

@@ -96,6 +96,7 @@ _LIBRARY_SLOTS = (
     "qemu_map_ram_ptr_x86_64",
     "tlb_reset_dirty_x86_64",
     "tb_invalidate_phys_range_x86_64",
+    "cpu_x86_update_cr3_x86_64",
 )
 _HELPERS = (
     "helper_outb_x86_64",
@@ -175,6 +176,8 @@ class Context(C.Structure):
         ("fast_at", C.c_uint64),
         ("fast_end", C.c_uint64),
         ("uc", C.c_uint64),
+        ("native", C.c_uint64),
+        ("native_state", C.c_uint64),
     )
 
 
@@ -197,6 +200,7 @@ class Library:
         self.proved = False  # by selftest.py
         self.binding = binding = _binding()
         self.lib: Any = binding.uclib
+        self._native: dict[bytes, C.c_char] = {}
         self._page = mmap.mmap(-1, _PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         self._page[: len(CODE)] = CODE
         anchor = C.c_char.from_buffer(self._page)
@@ -242,6 +246,16 @@ class Library:
         end = -(-(address + length) // mmap.PAGESIZE) * mmap.PAGESIZE
         if self._libc.mprotect(C.c_void_p(start), C.c_size_t(end - start), protection):
             raise HostError("this host does not let a process make memory executable; the engine `soft` needs that")
+
+    def executable(self, code: bytes) -> int:
+        """The address of `code`, which is put into executable memory once for the process."""
+        if code not in self._native:
+            page = mmap.mmap(-1, len(code), prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            page[:] = code
+            anchor = C.c_char.from_buffer(page)
+            self._protect(C.addressof(anchor), len(code), mmap.PROT_READ | mmap.PROT_EXEC)
+            self._native[code] = anchor
+        return C.addressof(self._native[code])
 
     def _patch_helpers(self) -> None:
         """Point the table of helpers at the thunks. Processors that are not ours fall through to the originals."""

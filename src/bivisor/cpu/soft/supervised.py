@@ -139,6 +139,12 @@ class SoftSupervised:
         context = self._vcpu.callbacks.context
         context.shortcut_number, context.shortcut_rip = number, rip
 
+    def native(self, code: bytes, state: int) -> None:
+        """See `Supervised.native`."""
+        context = self._vcpu.callbacks.context
+        context.native_state = state
+        context.native = self._cpu.library.executable(code) if code else 0
+
     def interrupt(self, vector: int) -> None:
         """See `Supervised.interrupt`."""
         self._vcpu.interrupt(vector)

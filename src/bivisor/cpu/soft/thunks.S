@@ -72,6 +72,8 @@
         .set C_FAST_AT,     504                 # u8 *: what comes next of it
         .set C_FAST_END,    512                 # u8 *: from here on the callback is asked again
         .set C_UC,          520                 # uc_struct *
+        .set C_NATIVE,      528                 # u64 native(registers, state): SYSCALL at CPL 0 comes here first, or 0
+        .set C_NATIVE_ST,   536                 # u64: its state
 
         .set UC_HOOKS_WRITE, 0x3d0              # uc->hook[UC_HOOK_MEM_WRITE]
         .set UC_HOOKS_READ, 0x3a0               # uc->hook[UC_HOOK_MEM_READ]
@@ -90,6 +92,7 @@ cc_compute_all:         .quad 0                 # cpu_cc_compute_all(env, op)
 map_ram_ptr:            .quad 0                 # qemu_map_ram_ptr(uc, block, address)
 tlb_reset_dirty:        .quad 0                 # tlb_reset_dirty(cpu, host address, length)
 invalidate_range:       .quad 0                 # tb_invalidate_phys_range(uc, start, end)
+update_cr3:             .quad 0                 # cpu_x86_update_cr3(env, value)
 orig_outb:              .quad 0
 orig_outw:              .quad 0
 orig_outl:              .quad 0
@@ -336,7 +339,26 @@ syscall_:
         movsxd  rsi, esi                        # a supervised kernel calls its hypervisor, and goes on behind it
         add     [rdi + E_EIP], rsi
         push    rdi
-        call    rax
+        mov     rcx, [rdx + C_NATIVE]
+        test    rcx, rcx
+        jz      3f
+        push    rax
+        sub     rsp, 8
+        mov     rsi, [rdx + C_NATIVE_ST]
+        call    rcx
+        add     rsp, 8
+        pop     rcx
+        test    rax, rax
+        mov     rdi, [rsp]
+        jz      2f
+        pop     rdi
+        cmp     rax, 1
+        je      4f
+        mov     rsi, rax
+        jmp     [rip + update_cr3]
+4:      ret
+2:      mov     rax, rcx
+3:      call    rax
         pop     rdi
         cmp     dword ptr [rdi + CPU_EXC - ENV], -1
         jne     6f

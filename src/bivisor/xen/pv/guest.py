@@ -105,7 +105,7 @@ class PvGuest(PvhGuest):
         """How often the guest made each hypercall, but for iret, which it makes without the hypervisor."""
         thread = self.threads[0]
         assert isinstance(thread, PvThread)
-        return {number: count for number, count in thread.counts.items() if count}
+        return thread.hypercalls()
 
     def _interrupt(self, vcpu: int) -> None:
         thread = self.threads[vcpu]

@@ -17,7 +17,8 @@ from bivisor.memory import PAGE
 from bivisor.xen.domain import Domain
 from bivisor.xen.errors import XenError
 from bivisor.xen.pv import emulate
-from bivisor.xen.pv.pages import DESCRIPTORS, L1, L4, NONE, WRITABLE, Pages
+from bivisor.xen.pv.fast import ROOT, USER_ROOT, FastState
+from bivisor.xen.pv.pages import DESCRIPTORS, GONE, L1, L4, NONE, WRITABLE, Pages
 from bivisor.xen.pv.private import UPCALL_VECTOR, Private
 
 _FORCED_CPUID: Final = b"\x0f\x0bxen\x0f\xa2"
@@ -42,7 +43,6 @@ class PvMachine:
         self.shared = shared
         self.extra: set[int] = {shared}
         """Frames of the hypervisor's that it shares with the guest: shared_info, grant tables."""
-        self.root = self.user_root = 0
         self.gdt: tuple[int, ...] = ()
         self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400]
         self.cr4 = CR4
@@ -50,6 +50,26 @@ class PvMachine:
         self._cpuid = CpuidTable(cpuid)
         words = domain.memory.ram.view.cast("Q")
         self.pages = Pages(words, domain.absent, self.extra.__contains__, private.slots, self._flush)
+        self.fast = FastState(self.pages)
+        self._state = self.fast.values
+
+    @property
+    def root(self) -> int:
+        """The level-4 table in use."""
+        return self._state[ROOT]
+
+    @root.setter
+    def root(self, mfn: int) -> None:
+        self._state[ROOT] = mfn
+
+    @property
+    def user_root(self) -> int:
+        """The one that the kernel names for its programs, 0 for none."""
+        return self._state[USER_ROOT]
+
+    @user_root.setter
+    def user_root(self, mfn: int) -> None:
+        self._state[USER_ROOT] = mfn
 
     def _flush(self) -> None:
         self.cpu.flush_tlb()
@@ -110,6 +130,7 @@ class PvMachine:
         if self.pages.has(mfn):
             self.pages.get(mfn, WRITABLE)
         self.private.set_info(mfn * PAGE + offset)
+        self.fast.set_info(self.domain.vcpus[0].info)
         self.cpu.flush_tlb()
 
     # ---------------------------------------------------------------- Supervisor, but for `call`
@@ -226,13 +247,15 @@ class PvMachine:
             return False
         if not self.domain.release(mfn, 1):
             return False
+        pages.kind[mfn] = GONE
         self.private.m2p[mfn] = INVALID_M2P_ENTRY
         return True
 
     def populate(self, pfn: int) -> int | None:
         """XENMEM_populate_physmap of one frame: its number, or None where there is none."""
         for mfn in self.domain.absent:
-            if self.pages.kind[mfn] == NONE and self.domain.populate(mfn, 1):
+            if self.domain.populate(mfn, 1):
+                self.pages.kind[mfn] = NONE
                 self.private.m2p[mfn] = pfn
                 return mfn
             break
@@ -251,4 +274,5 @@ class PvMachine:
 
     def close(self) -> None:
         """Let go of the domain's memory."""
+        self.fast.forget()
         self.pages.words.release()

@@ -20,7 +20,8 @@ from bivisor.memory import PAGE
 from bivisor.xen.errors import XenError
 from bivisor.xen.pv.descriptors import checked_descriptor
 
-NONE, L1, L2, L3, L4, DESCRIPTORS, WRITABLE = range(7)
+NONE, L1, L2, L3, L4, DESCRIPTORS, WRITABLE, GONE = range(8)
+"""Types of frames; GONE are those that the domain gave up, so that fast.S need not look elsewhere."""
 
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _P, _RW, _PRESENT_WRITABLE = 1, 2, 3
@@ -54,13 +55,16 @@ class Pages:
     ) -> None:
         self.words = words
         self.frames = len(words) // 512
-        self.kind = [NONE] * self.frames
-        self.count = [0] * self.frames
+        self.kind = bytearray(self.frames)
+        self.count = memoryview(bytearray(4 * self.frames)).cast("I")
         self.pinned: set[int] = set()
         self._absent = absent
         self._extra = extra
         self._slots = slots
         self._flush = flush
+        for mfn in absent:
+            if mfn < self.frames:
+                self.kind[mfn] = GONE
 
     # ---------------------------------------------------------------- types
 

@@ -14,6 +14,7 @@ from bivisor.xen.call import Preempted
 from bivisor.xen.domain import Domain, State
 from bivisor.xen.errors import XenError
 from bivisor.xen.pv.call import PvCall
+from bivisor.xen.pv.fast import CODE, SWITCHES, UPDATES
 from bivisor.xen.pv.machine import PvMachine
 from bivisor.xen.pv.private import STUB
 from bivisor.xen.pv.stub import CRASH_CALL, ENTRIES, EVENTS_CALL
@@ -53,13 +54,21 @@ class PvThread(VcpuThread):
         self.read_cr, self.write_cr, self.trap = machine.read_cr, machine.write_cr, machine.trap
         machine.cpu = vcpu.supervise(self)  # type: ignore[attr-defined]
         machine.cpu.shortcut(Hypercall.IRET, STUB + ENTRIES.iret)
+        machine.cpu.native(CODE, machine.fast.address)
         self._registers = machine.cpu.registers
         self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)
         self._lock = guest.xen.lock
         self._sites.append(watch_hypercalls(self._pv_call, TABLE))
         self._calls = 0
         self.counts = dict.fromkeys(TABLE, 0)
-        """How often each hypercall was made."""
+        """How often each hypercall came here."""
+
+    def hypercalls(self) -> dict[int, int]:
+        """How often each was made, but for iret, which is made without the hypervisor."""
+        counts, state = dict(self.counts), self.machine.fast.values
+        counts[Hypercall.MMU_UPDATE] += state[UPDATES]
+        counts[Hypercall.MMUEXT_OP] += state[SWITCHES]
+        return {number: count for number, count in counts.items() if count}
 
     def call(self) -> bool:
         """See `Supervisor.call`: a hypercall, whose number is in RAX (arch-x86/xen-x86_64.h)."""
