@@ -40,7 +40,7 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
     "disks",
     multiple=True,
     metavar="PATH[,ro][,snapshot][,format=F][…]",
-    help="Add a disk image, raw or qcow2; with --machine pc also ,if=ide|cdrom|virtio.",
+    help="Add a disk image, raw or qcow2; with --machine pc also ,if=ide|ahci|cdrom|virtio.",
 )
 @click.option("--cdrom", "cdroms", multiple=True, metavar="ISO", help="With --machine pc: a disc, behind the disks.")
 @click.option("--snapshot", is_flag=True, help="Throw away what is written to the disks.")
@@ -67,6 +67,7 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
 @click.option(
     "--gdb", metavar="[HOST:]PORT[,wait]", help="Let gdb attach there; ,wait: the guest runs when gdb says so."
 )
+@click.option("--name", metavar="NAME", default="", help="What others find the machine by; else run-PID.")
 @click.option("--verbose", "-v", is_flag=True, help="Say engine and why; the guest's kernel says what it does.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
 def command(**words: Any) -> int:
@@ -79,7 +80,7 @@ def command(**words: Any) -> int:
     from bivisor.toolstack.options import RunOptions
     from bivisor.toolstack.run import View, run
 
-    names = ("timeout", "stats", "as_json", "trace", "quiet", "gdb")
+    names = ("timeout", "stats", "as_json", "trace", "quiet", "gdb", "name")
     view = View(**{name: words.pop(name) for name in names}, verbose=words["verbose"])
     options = RunOptions.of(**words)
     if options.machine == "pc":

@@ -299,6 +299,11 @@ class VirtualMachine:
     # ---------------------------------------------------------------- ending
 
     @property
+    def processor_threads(self) -> tuple[threading.Thread, ...]:
+        """The thread of each processor; none before the start."""
+        return tuple(self._threads)
+
+    @property
     def counters(self) -> dict[str, int]:
         """Exits by reason, summed over the processors."""
         total: dict[str, int] = {}

@@ -30,16 +30,24 @@ def parse_memory(text: str | int) -> int:
     return -(-size // MIB) * MIB
 
 
+def check_machine_name(name: str) -> str:
+    """`name` if a machine can have it. UsageError."""
+    plain = name.replace("_", "a").replace(".", "a").replace("-", "a")
+    if not (plain.isascii() and plain.isalnum() and len(name) <= 64 and name[0] not in ".-"):
+        raise UsageError(f"name {name[:40]!r}: up to 64 letters, digits, _, . and -, and neither . nor - first")
+    return name
+
+
 _DISK_FLAGS = ("ro", "snapshot", "force-share")
 _DISK_WORDS = (*_DISK_FLAGS, "queues", "serial", "if", "format", "load-snapshot")
-_INTERFACES = ("ide", "cdrom", "virtio")
+_INTERFACES = ("ide", "ahci", "cdrom", "virtio")
 MACHINES = ("direct", "pc")
 
 
 @dataclass(frozen=True, slots=True)
 class DiskOption:
     """An image or block device; `queues` request queues (1 to 16), `serial` up to 20 bytes. `interface` is "ide",
-    "cdrom" or "virtio", "" for the machine's own choice; for the rest see `host.how.HowToOpen`."""
+    "ahci", "cdrom" or "virtio", "" for the machine's own choice; for the rest see `host.how.HowToOpen`."""
 
     path: Path
     read_only: bool = False
@@ -53,7 +61,7 @@ class DiskOption:
 
     @classmethod
     def parse(cls, text: str) -> DiskOption:
-        """PATH[,ro][,snapshot][,format=F][,load-snapshot=S][,force-share][,queues=N][,serial=S][,if=ide|cdrom|virtio].
+        """PATH[,ro][,snapshot][,format=F][,load-snapshot=S][,force-share][,queues=N][,serial=S][,if=ide|ahci|cdrom|virtio].
         A comma in PATH is fine as long as no option follows it by name."""
         path, words = _split(text, _DISK_WORDS)
         queues = _number("disk", "queues", words.pop("queues", "1"), 1, _DISK_QUEUES_MAX)

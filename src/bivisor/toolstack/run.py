@@ -16,11 +16,13 @@ from bivisor.errors import UsageError
 from bivisor.host.tty import raw_terminal
 from bivisor.kvm import End, Outcome, VirtualMachine
 from bivisor.toolstack.launch import Payload, launch, payload
-from bivisor.toolstack.options import RunOptions
+from bivisor.toolstack.options import RunOptions, check_machine_name
 from bivisor.toolstack.session import CommandSession, Log
 from bivisor.toolstack.terminal import TerminalSession
 
 if TYPE_CHECKING:
+    from bivisor.toolstack.feed import Feed
+    from bivisor.toolstack.presence import Presence
     from bivisor.toolstack.watch import Watcher
 
 TIMED_OUT = 124
@@ -31,7 +33,7 @@ _ABNORMAL = {End.RESET, End.PANIC, End.SHUTDOWN, End.DEAD, End.ENGINE}
 @dataclass(frozen=True, slots=True)
 class View:
     """How much of a run is shown. `trace` is a file's name, or "-" for standard error; `timeout` is in seconds;
-    `gdb` is where a debugger may attach, [HOST:]PORT[,wait]."""
+    `gdb` is where a debugger may attach, [HOST:]PORT[,wait]; `name` is what others find the machine by."""
 
     timeout: float | None = None
     stats: bool = False
@@ -40,6 +42,7 @@ class View:
     verbose: bool = False
     quiet: bool = False
     gdb: str | None = None
+    name: str = ""
 
 
 Runner = Callable[[RunOptions, View, ExitStack], int]
@@ -54,6 +57,8 @@ def run(options: RunOptions, view: View, runner: Runner | None = None) -> int:
     """Run a guest until it ends or is left; the exit status. `runner` does it, if it is not one that is loaded here."""
     if view.timeout is not None and not view.timeout > 0:
         raise UsageError(f"--timeout {view.timeout:g}: a number of seconds above 0")
+    if view.name:
+        check_machine_name(view.name)
     with ExitStack() as stack:
         stack.enter_context(_signals())
         try:
@@ -122,13 +127,15 @@ def until_the_end(
     gc.enable()
     if isinstance(session, CommandSession):
         vm.start()
-        outcome = vm.wait(timeout)
+        with _told_of(vm, view, None):
+            outcome = vm.wait(timeout)
     else:
         if os.isatty(0) and not view.quiet:
             say(f"booting a guest with {vm.why or 'an engine of its own'}; Ctrl-] leaves")
         with raw_terminal(0, session.resize):
             vm.start()
-            outcome = vm.wait(timeout)
+            with _told_of(vm, view, session.feed):
+                outcome = vm.wait(timeout)
     if outcome is None:
         vm.stop()
         vm.wait()
@@ -136,6 +143,13 @@ def until_the_end(
     else:
         session.drain(vm)
     return outcome
+
+
+def _told_of(vm: VirtualMachine, view: View, feed: Feed | None) -> Presence:
+    """Others can find the machine. Imported now, while the guest boots already."""
+    from bivisor.toolstack.presence import Presence
+
+    return Presence(vm, view.name, feed)
 
 
 def _watcher(view: View, stack: ExitStack) -> Watcher | None:

@@ -5,10 +5,13 @@ The console is /dev/hvc0 of virtio, or COM1 (`bivisor.toolstack.session` says wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bivisor.host.loop import Callback, Loop
 from bivisor.host.tty import FdStream, terminal_size
 from bivisor.kvm import VirtualMachine
 from bivisor.platform.virtio.console import Port, VirtioConsole
+from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.session import Log, drain
 from bivisor.toolstack.words import terminal_words
 
@@ -44,6 +47,8 @@ class TerminalSession:
         self._is_terminal = is_terminal
         self._size = terminal_size(output_fd) or (80, 25)
         self._port: Port | None = None
+        self.feed = Feed()
+        """For others who look at this console, and type on it."""
 
     def words(self) -> str:
         """See `Session.words`. The last console named is the one that the shell is on."""
@@ -61,7 +66,9 @@ class TerminalSession:
             is_terminal=self._is_terminal,
             settle=_SETTLE[self.virtio],
             on_settled=self._resize,
+            also=self.feed,
         )
+        self.feed.input = self._terminal.type
         if self.virtio:
             self._port = Port(self._terminal)
             self._console = VirtioConsole([self._port], size=self._size)
@@ -110,8 +117,18 @@ class Typed:
     while its driver starts.
     """
 
-    def __init__(self, loop: Loop, stream: FdStream, *, is_terminal: bool, settle: float, on_settled: Callback) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        stream: FdStream,
+        *,
+        is_terminal: bool,
+        settle: float,
+        on_settled: Callback,
+        also: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
         self._loop = loop
+        self._also = also
         self._on_settled = on_settled
         self._stream = stream
         self._is_terminal = is_terminal
@@ -171,6 +188,11 @@ class Typed:
         self._watch()
         self._offer()
 
+    def type(self, data: bytes) -> None:
+        """Somebody else types `data`. What is too much is lost."""
+        self._buffer += data[: TYPED_AHEAD - len(self._buffer)]
+        self._offer()
+
     def _end_of_file(self) -> None:
         """Once is not enough: a program that has the terminal for a moment may take it for itself."""
         if not self._buffer:
@@ -192,7 +214,9 @@ class Typed:
         """See `Stream.write`."""
         if not self._settled:
             self._hear()
-        return self._stream.write(data)
+        taken = self._stream.write(data)
+        self._also(bytes(data[:taken]))
+        return taken
 
     def wait_writable(self, timeout: float | None = None) -> None:
         """See `FdStream.wait_writable`."""

@@ -63,10 +63,15 @@ async def _shutdown(host: HostLink, _: Machines, words: Mapping[str, Any]) -> An
     return await host.call_apart("order", domain=_word(words, "domain"), order=_word(words, "order", "poweroff"))
 
 
+async def _stop(_: HostLink, machines: Machines, words: Mapping[str, Any]) -> Any:
+    return await machines.call(_word(words, "machine"), "stop")
+
+
 ORDERS: Mapping[str, Order] = {
     "create": _create,
     "pause": _simple("pause"),
     "unpause": _simple("unpause"),
     "destroy": _simple("destroy"),
     "shutdown": _shutdown,
+    "stop": _stop,
 }

@@ -17,7 +17,7 @@ from bivisor.web.console import carry_console
 from bivisor.web.guard import Guard
 from bivisor.web.hostlink import HostLink
 from bivisor.web.live import Live
-from bivisor.web.machines import Machines
+from bivisor.web.machines import IDENTITY, Machines
 from bivisor.web.orders import ORDERS
 
 STATIC = Path(str(files("bivisor.web") / "static"))
@@ -113,7 +113,9 @@ class Page:
             self._live.leave(queue)
 
     async def _console(self, request: web.Request, socket: web.WebSocketResponse) -> None:
-        end, first = await self._host.console(request.match_info["domain"])
+        name = request.match_info["domain"]
+        place = self._machines if name.startswith(IDENTITY) else self._host
+        end, first = await place.console(name)
         await carry_console(end, first, socket)
 
 

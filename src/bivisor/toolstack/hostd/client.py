@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 from bivisor.errors import HostError
@@ -20,16 +21,25 @@ class HostClient:
     """A connection to the host in `place`. HostError where none runs there. `with` ends it."""
 
     def __init__(self, place: Place) -> None:
-        end = local_socket.connect(place.socket)
+        nobody = f"no host runs in {place.folder}: `bivisor host start` starts one, `bivisor xl create` does by itself"
+        self._connect(place.socket, nobody)
+
+    def _connect(self, path: Path, nobody: str) -> None:
+        end = local_socket.connect(path)
         if end is None:
-            raise HostError(
-                f"no host runs in {place.folder}: `bivisor host start` starts one, `bivisor xl create` does by itself"
-            )
+            raise HostError(nobody)
         if local_socket.peer_uid(end) not in (local_socket.own_uid(), 0):
             end.close()
-            raise HostError(f"{place.socket}: somebody else's program listens there")
+            raise HostError(f"{path}: somebody else's program listens there")
         self._end = end
         self._reader = LineReader(end)
+
+    @classmethod
+    def at(cls, path: Path) -> HostClient:
+        """A connection to a machine that tells of itself at the socket `path`. HostError where it does not."""
+        made = cls.__new__(cls)
+        made._connect(path, f"{path}: no machine runs there")
+        return made
 
     def call(self, method: str, **params: Any) -> Any:
         """Have the host do something: its result. What it refuses is raised as it would be there."""

@@ -40,6 +40,11 @@ class Place:
         """The folder with a log of each domain's console."""
         return self.folder / "console"
 
+    @property
+    def machines(self) -> Path:
+        """The folder with a socket for each machine of the hosted architecture that runs, by its name."""
+        return self.folder / "machines"
+
     def console_log(self, name: str) -> Path:
         """The log of one domain's console."""
         return self.consoles / f"guest-{name}.log"

@@ -1,0 +1,175 @@
+"""A running machine tells of itself: a socket by its name, where the page, `top` and `trace` find it.
+
+The protocol is the host's (`hostd/messages.py`). The socket goes with the machine; one whose process has died is swept
+away by whoever looks for machines next.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bivisor.errors import BivisorError, UsageError
+from bivisor.events import Event, Exit, Kind, Listener
+from bivisor.host.local_socket import private_folder
+from bivisor.kvm import VirtualMachine
+from bivisor.toolstack.feed import Feed
+from bivisor.toolstack.hostd.place import Place, place_of
+from bivisor.toolstack.hostd.server import Peer, RpcServer
+from bivisor.toolstack.hostd.stream import ConsoleStream
+from bivisor.toolstack.options import check_machine_name
+
+_LOOKED_AT_S = 3.0
+"""How long after the last question the exits are still counted."""
+
+
+def machine_sockets(place: Place | None = None) -> dict[str, Path]:
+    """The sockets of the machines that run, by name."""
+    folder = (place or place_of()).machines
+    return {path.stem: path for path in sorted(folder.glob("*.sock"))} if folder.is_dir() else {}
+
+
+class Presence:
+    """Tells of `vm` while the context lasts. `feed` is its console, where somebody else may see it."""
+
+    def __init__(self, vm: VirtualMachine, name: str = "", feed: Feed | None = None) -> None:
+        self._vm = vm
+        self.name = check_machine_name(name) if name else f"run-{os.getpid()}"
+        self._feed = feed
+        self._exits = ExitCounts(vm)
+        self._began = time.time()
+        self._server: RpcServer | None = None
+
+    def __enter__(self) -> Presence:
+        """UsageError where another that runs has the name. Where there can be no such folder nobody is told."""
+        place = place_of()
+        try:
+            private_folder(place.folder)
+            path = private_folder(place.machines) / f"{self.name}.sock"
+        except BivisorError:
+            return self
+        if _answers(path):
+            raise UsageError(f"a machine {self.name} runs already: --name gives this one another name")
+        self._server = RpcServer(path, self.table())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._exits.close()
+
+    def table(self) -> dict[str, Callable[..., Any]]:
+        """The requests that it answers."""
+        return {"describe": self.describe, "console": self.console, "stop": self.stop, "power": self.power}
+
+    def describe(self, peer: Peer) -> dict[str, Any]:
+        """The machine now: its process, its processors with what they came out for, its devices."""
+        del peer
+        vm = self._vm
+        counted = self._exits.look()
+        return {
+            "name": self.name,
+            "pid": os.getpid(),
+            "engine": vm.engine.name,
+            "state": "running",
+            "memory_kib": vm.memory.ram.size >> 10,
+            "uptime_s": time.time() - self._began,
+            "vcpus": [
+                {"vcpu": index, "thread": thread.native_id, **counted[index]}
+                for index, thread in enumerate(vm.processor_threads)
+            ],
+            "devices": sorted({claim.name for bus in (vm.ports, vm.mmio) for claim in bus.claims}),
+            "console": self._feed is not None,
+        }
+
+    def console(self, peer: Peer) -> None:
+        """The connection is the machine's console from now on."""
+        feed = self._feed
+        if feed is None:
+            raise UsageError(f"machine {self.name} runs a command: it has no console to share")
+
+        def take(end: socket.socket, typed: bytes) -> None:
+            with self._vm.loop.lock:
+                ConsoleStream(self._vm.loop, feed, end, typed)
+
+        peer.take = take
+
+    def stop(self, peer: Peer) -> None:
+        """End it at once."""
+        del peer
+        self._vm.stop()
+
+    def power(self, peer: Peer) -> None:
+        """Press its power button."""
+        del peer
+        self._vm.power_button()
+
+
+class ExitCounts:
+    """What the processors of a machine come out for, and how long they stay out: counted while somebody asks."""
+
+    def __init__(self, vm: VirtualMachine) -> None:
+        self._vm = vm
+        self._lock = threading.Lock()
+        self._listener: Listener | None = None
+        self._timer: threading.Timer | None = None
+        self._began = 0
+        self._exits: list[dict[str, int]] = []
+        self._outside: list[int] = []
+
+    def look(self) -> list[dict[str, Any]]:
+        """For each processor `exits`, by reason, and `guest_share`: how much of the time since somebody looks it was
+        in the guest (0 to 1), None as long as nothing is known."""
+        with self._lock:
+            if self._listener is None:
+                self._begin()
+            self._again()
+            passed = time.monotonic_ns() - self._began
+            shares = [None if passed < 1_000_000 else max(0.0, 1 - each / passed) for each in self._outside]
+            return [
+                {"exits": dict(exits), "guest_share": share} for exits, share in zip(self._exits, shares, strict=True)
+            ]
+
+    def _begin(self) -> None:
+        count = len(self._vm.vcpus)
+        self._exits = [{} for _ in range(count)]
+        self._outside = [0] * count
+        self._began = time.monotonic_ns()
+        self._listener = self._vm.events.listen(self._count, [Kind.EXIT])
+
+    def _count(self, event: Event) -> None:
+        assert isinstance(event, Exit)
+        exits = self._exits[event.vcpu]
+        exits[event.reason] = exits.get(event.reason, 0) + 1
+        self._outside[event.vcpu] += event.duration
+
+    def _again(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(_LOOKED_AT_S, self.close)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def close(self) -> None:
+        """Nobody looks any more."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._listener is not None:
+                self._listener.close()
+                self._listener = None
+
+
+def _answers(path: Path) -> bool:
+    from bivisor.host import local_socket
+
+    end = local_socket.connect(path)
+    if end is not None:
+        end.close()
+    return end is not None
