@@ -20,6 +20,7 @@ from bivisor.xen.errors import XenError
 from bivisor.xen.physmap import MAX_GFN, Physmap
 
 if TYPE_CHECKING:
+    from bivisor.events import Site
     from bivisor.xen.event_channel import EventChannels
     from bivisor.xen.grant_table import GrantTable
 
@@ -133,6 +134,8 @@ class Domain:
         self.shared_info_gfn: int | None = None
         self.vcpus = [VcpuInfo(i, self._vcpu_slot(i)) for i in range(vcpus)]
         self.on_gone: list[Callable[[Domain], None]] = []
+        self.sites: tuple[Site, ...] = ()
+        """Where the stream of events hears of the domain."""
         self.on_run: Callable[[bool], None] = lambda _: None
         """Called under the hypervisor's lock with whether processors may run from now on; after a False they stop soon,
         and it does not wait for that."""

@@ -57,6 +57,9 @@ class EventChannels:
         self.defer: Callable[[Callable[[], None]], bool] | None = None
         """Takes an event to be raised later on the processor's own thread, or answers False: for an engine on which a
         guest's locked instructions are not atomic against other threads. Called and done with Xen's lock held."""
+        self.on_send: Callable[[str, int, Channel], bool] | None = None
+        """Somebody listens: called with what sends ("send", "notify", "virq"), from which port, and to which channel,
+        before it does. False: it does not."""
         self.domain = domain
         if max_port is None:
             max_port = abi.EVTCHN_FIFO_NR_CHANNELS - 1 if domain.privileged else DEFAULT_MAX_PORT
@@ -242,9 +245,11 @@ class EventChannels:
             case EvtchnStat.INTERDOMAIN:
                 peer = channel.peer
                 assert peer is not None
-                peer.owner.events._raise(peer)
+                if self.on_send is None or self.on_send("send", port, peer):
+                    peer.owner.events._raise(peer)
             case EvtchnStat.IPI:
-                self._raise(channel)
+                if self.on_send is None or self.on_send("send", port, channel):
+                    self._raise(channel)
             case EvtchnStat.UNBOUND:
                 pass
             case _:
@@ -253,13 +258,20 @@ class EventChannels:
     def notify(self, port: int) -> None:
         """The hypervisor itself raises an event at `port` of this domain. Nothing happens where it is closed."""
         channel = self._channel(port)
+        if channel.status is not EvtchnStat.CLOSED and (
+            self.on_send is None or self.on_send("notify", 0, channel)
+        ):
+            self._raise(channel)
+
+    def arrive(self, channel: Channel) -> None:
+        """An event arrives at `channel` of this domain that was held up."""
         if channel.status is not EvtchnStat.CLOSED:
             self._raise(channel)
 
     def raise_virq(self, virq: int, vcpu: int = 0) -> None:
         """Virtual interrupt `virq` of `vcpu` (or a global one) occurs. It is lost where no port is bound to it."""
         channel = self._virqs.get((virq, vcpu if virq in PER_VCPU_VIRQS else 0))
-        if channel is not None:
+        if channel is not None and (self.on_send is None or self.on_send("virq", 0, channel)):
             self._raise(channel)
 
     def unmask(self, port: int) -> None:

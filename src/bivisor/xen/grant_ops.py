@@ -16,6 +16,7 @@ from bivisor.xen.domain import Domain, State
 from bivisor.xen.errors import GrantError, XenError
 from bivisor.xen.grant_table import Held, Window, live
 from bivisor.xen.maptrack import Mapping
+from bivisor.xen.watched_grants import begin, done, failed
 
 
 def map_grant_ref(mapper: Domain, domid: int, ref: int, *, readonly: bool = False, gfn: int | None = None) -> Mapping:
@@ -45,6 +46,19 @@ def map_grant_refs(mapper: Domain, domid: int, refs: Iterable[int], *, readonly:
 
 
 def _map(mapper: Domain, domid: int, ref: int, readonly: bool, gfn: int | None) -> Mapping:
+    probe = mapper.grants.probe
+    if probe is None:
+        return _map_now(mapper, domid, ref, readonly, gfn)
+    event = begin(probe, mapper.domid, "map", domid, ref, readonly=readonly)
+    try:
+        mapping = _map_now(mapper, domid, event.ref, event.readonly, gfn)
+    except GrantError as error:
+        raise failed(probe, event, error) from None
+    done(probe, event, mapping.handle)
+    return mapping
+
+
+def _map_now(mapper: Domain, domid: int, ref: int, readonly: bool, gfn: int | None) -> Mapping:
     table = mapper.grants
     domains = table.domains
     if mapper.state is State.DYING or mapper.state is State.GONE:  # nobody would unmap it
@@ -89,6 +103,11 @@ def unmap_grant_ref(mapper: Domain, handle: int) -> None:
     table = mapper.grants
     with table.domains.lock:
         mapping = table.maptrack.get(handle)
+        probe = table.probe
+        if probe is not None:
+            readonly = mapping.readonly
+            event = begin(probe, mapper.domid, "unmap", mapping.domid, mapping.ref, readonly=readonly, handle=handle)
+            done(probe, event)
         if mapping.gfn is not None:
             try:
                 table.domains.unmap_frame(mapper, mapping.gfn)
@@ -178,6 +197,8 @@ def _reach(caller: Domain, end: GrantEnd | FrameEnd, length: int, held: Held, *,
     match end:
         case GrantEnd(domid, ref, offset):
             domains = caller.grants.domains
+            if caller.grants.probe is not None:
+                ref = _told(caller, caller.domid if domid == DOMID_SELF else domid, ref, readonly)
             granter = caller if domid == DOMID_SELF else live(domains, domid)
             window = granter.grants.acquire(ref, caller.domid, held, readonly=readonly)
             if offset < window.start or offset + length > window.start + window.length:
@@ -188,6 +209,15 @@ def _reach(caller: Domain, end: GrantEnd | FrameEnd, length: int, held: Held, *,
                 return Window(caller, gfn, caller.own_frame(gfn))
             except XenError:
                 raise GrantError(GrantStatus.BAD_PAGE) from None
+
+
+def _told(caller: Domain, granter: int, ref: int, readonly: bool) -> int:
+    """Tell of one end of a copy; the reference that hooks want it to have. GrantError where they refuse it."""
+    probe = caller.grants.probe
+    assert probe is not None
+    event = begin(probe, caller.domid, "copy", granter, ref, readonly=readonly)
+    done(probe, event)
+    return event.ref
 
 
 def _check_held(caller: Domain, held: Held) -> None:

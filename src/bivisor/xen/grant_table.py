@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 from bivisor.abi.xen import grant_table as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.grant_table import GrantStatus
+from bivisor.events import Probe
 from bivisor.memory import PAGE
 from bivisor.memory.atomics import atomics
 from bivisor.xen.domain import Domain, State
@@ -95,6 +96,8 @@ class GrantTable:
         self.max_frames = max_frames
         self.max_version = max_version
         self.maptrack = MapTrack(maptrack_frames * ENTRIES_PER_FRAME)
+        self.probe: Probe | None = None
+        """Somebody listens to what the domain does with grants of others."""
         self._atomics = atomics()
         self._shared = TableFrames()
         self._status = TableFrames()

@@ -23,6 +23,8 @@ from bivisor.xen.event_channel import EventChannels
 from bivisor.xen.grant_table import MAX_GRANT_FRAMES, GrantTable
 from bivisor.xen.maptrack import MAX_MAPTRACK_FRAMES
 from bivisor.xen.physical import Physical
+from bivisor.xen.watched_events import watch_events
+from bivisor.xen.watched_grants import watch_grants
 
 _SECOND = 1_000_000_000
 
@@ -122,6 +124,8 @@ class Xen:
                 max_version=config.grant_version,
                 maptrack_frames=MAX_MAPTRACK_FRAMES if config.max_maptrack_frames < 0 else config.max_maptrack_frames,
             )
+            domain.sites = (watch_events(self, domain), watch_grants(self, domain))
+            domain.on_gone.append(lambda gone: self.events.remove(*gone.sites))
             domain.pause()
             if privileged:
                 domain.unpause()
