@@ -26,8 +26,8 @@ SIZE = 64 << 20
 PARTITION = 1 << 20
 LABEL = "BIVISOR"
 DRIVERS = (
-    "ata_piix", "sd_mod", "sr_mod", "virtio_pci", "virtio_blk", "virtio_net", "xen-blkfront", "xen-netfront", "e1000",
-    "af_packet", "crc32c_generic", "ext4",
+    "ata_piix", "ahci", "sd_mod", "sr_mod", "virtio_pci", "virtio_blk", "virtio_net", "xen-blkfront", "xen-netfront",
+    "e1000", "af_packet", "crc32c_generic", "ext4",
 )  # fmt: skip
 _SECTOR = 512
 _MBR_CODE, _DRIVE_CHECK = 446, 0x66

@@ -15,7 +15,7 @@ from bivisor.toolstack.run import View
 def test_a_disk_says_which_controller_it_is_behind() -> None:
     assert DiskOption.parse("a.img").interface == ""
     assert DiskOption.parse("a.iso,if=cdrom").interface == "cdrom"
-    with pytest.raises(UsageError, match="ide, cdrom, virtio"):
+    with pytest.raises(UsageError, match="ide, ahci, cdrom, virtio"):
         DiskOption.parse("a.img,if=floppy")
 
 

@@ -3,7 +3,7 @@
     slot 0   i440FX host bridge              0x510  firmware configuration    0x402  the firmware's log
     slot 1   PIIX3: ISA, IDE; PIIX4: power   0x60   8042, keyboard, mouse     0x3f8  COM1
     slot 2   VGA                             0x70   RTC with CMOS             0x0f4  debug exit
-    slot 3   network, and others after it    0x92 0xcf9 reset
+    slot 3   network, disks, AHCI: as they come   0x92 0xcf9 reset
 
 It knows no hypervisor: interrupt lines, memory and buses are handed to it, so a device model of Xen can be made of the
 same devices. Interrupt controllers and timers are whoever's who hands in `set_irq`.
@@ -23,10 +23,12 @@ from bivisor.host.loop import Loop
 from bivisor.memory import HOLE_START
 from bivisor.platform import acpi_pm, debugcon, debugexit, fwcfg, i8237, reset, rtc, serial, smbios
 from bivisor.platform.acpi import AcpiTables
+from bivisor.platform.ahci import Ahci
 from bivisor.platform.bus import Bus
 from bivisor.platform.events import Event, OnEvent
 from bivisor.platform.i440fx import bridges, tables
 from bivisor.platform.ide import PiixIde
+from bivisor.platform.ide.drive import Drive
 from bivisor.platform.ide.feed import Feeder
 from bivisor.platform.irqchip import TIMER_GSI
 from bivisor.platform.pci import PciBus, PciFunction
@@ -100,6 +102,7 @@ class I440fxBoard:
             set_pin=router.set_pin,
         )
         self.ide = PiixIde(site.memory, site.set_irq, site.feeder)
+        self.ahci: Ahci | None = None
         self.vga = VgaCard(loop, site.windows, options.vga_rom)
         self.pci.add(bridges.IsaBridge(router), PIIX_SLOT)
         self.pci.add(self.ide, PIIX_SLOT, 1)
@@ -125,6 +128,14 @@ class I440fxBoard:
         fast = reset.FastReset(self._on_event, self._site.set_a20)
         ports.attach(reset.FAST_RESET_PORT, 1, fast, "port 0x92")
         ports.attach(options.debug_exit_port, debugexit.PORTS, debugexit.DebugExit(self._on_event), "debug exit")
+
+    def add_sata_drive(self, drive: Drive) -> str:
+        """Plug `drive` into the AHCI controller, which comes with its first drive; the firmware's name for it."""
+        if self.ahci is None:
+            self.ahci = Ahci(self._site.memory)
+            self.add(self.ahci)
+        port = self.ahci.add_drive(drive)
+        return f"/pci@i0cf8/sata@{self.pci.slot_of(self.ahci):x}/drive@{port:x}/disk@0"
 
     def add(self, function: PciFunction, slot: int | None = None) -> int:
         """See `Board.add`."""

@@ -15,6 +15,7 @@ from bivisor.platform.virtio.blk import BlockBackend
 BLOCK = 2048
 PACKET = 12
 CHUNK = 32
+BLOCKS_MAX = 0xFFFF  # what READ(10) can ask for; more would keep the host at it for seconds
 _CD, _IO = 1, 2  # interrupt reason, in the count register
 _NOT_READY, _ILLEGAL = (2, 0x3A), (5, 0x20)
 _OUT_OF_RANGE, _BAD_FIELD = (5, 0x21), (5, 0x24)
@@ -183,6 +184,9 @@ class CdRom(Drive):
         count = int.from_bytes(packet[6:10] if packet[0] == 0xA8 else packet[7:9], "big")
         if first + count > self.blocks:
             self._check(_OUT_OF_RANGE)
+            return
+        if count > BLOCKS_MAX:
+            self._check(_BAD_FIELD)
             return
 
         def move(views: PIECES, offset: int) -> None:

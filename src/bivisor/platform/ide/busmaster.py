@@ -10,6 +10,7 @@ import struct
 from bivisor.errors import GuestAddressError
 from bivisor.platform.fwcfg import Memory
 from bivisor.platform.ide.channel import Channel
+from bivisor.platform.ide.transfer import RANGE, add_range, carry
 
 START, READ = 0x01, 0x08
 ACTIVE, ERROR, INTERRUPT = 0x01, 0x02, 0x04
@@ -17,7 +18,6 @@ _KEPT = 0x60
 _PRD = struct.Struct("<II")
 _END_OF_TABLE = 0x8000_0000
 PRDS_MAX = 8192  # a table fills at most 64 KiB
-PIECES_MAX = 512  # preadv takes 1,024
 
 
 class BusMaster:
@@ -61,20 +61,9 @@ class BusMaster:
         if not self._status & ACTIVE or drive is None or drive.dma is None:
             return
         dma = drive.dma
-        failed = False
         try:
-            ranges = self._ranges(dma.length)
-            done = 0
-            for at in range(0, len(ranges), PIECES_MAX):
-                part = ranges[at : at + PIECES_MAX]
-                views = [self._memory.view(gpa, length) for gpa, length in part]
-                dma.move(views, done)
-                done += sum(map(len, views))
-                if dma.to_memory:
-                    for gpa, length in part:
-                        self._memory.written(gpa, length)
-            if done < dma.length:
-                failed = True  # the table was shorter than the command
+            # a table may be shorter than the command
+            failed = carry(self._memory, dma, self._ranges(dma.length)) < dma.length
         except (GuestAddressError, OSError):
             failed = True
         if failed:
@@ -83,18 +72,14 @@ class BusMaster:
         self._status |= INTERRUPT
         self.channel.dma_done(failed)
 
-    def _ranges(self, length: int) -> list[tuple[int, int]]:
+    def _ranges(self, length: int) -> list[RANGE]:
         """The (address, length) pairs of the table, as far as `length` bytes reach; neighbours become one."""
-        found: list[tuple[int, int]] = []
+        found: list[RANGE] = []
         at = self._table
         for _ in range(PRDS_MAX):  # a table without an end would hold up the host
             address, count = _PRD.unpack(self._memory.view(at, _PRD.size))
             size = min((count & 0xFFFE) or 0x10000, length)
-            address &= ~1
-            if found and found[-1][0] + found[-1][1] == address:
-                found[-1] = (found[-1][0], found[-1][1] + size)
-            elif size:
-                found.append((address, size))
+            add_range(found, address & ~1, size)
             length -= size
             if count & _END_OF_TABLE or not length:
                 break

@@ -30,18 +30,28 @@ HEADS, SECTORS = 16, 63
 MULTIPLE_MAX = 16
 CHUNK = 128  # sectors that are read ahead of a guest that reads them through the port
 _MAX_28 = 0x0FFF_FFFF
+# queue depth 32; NCQ and 1.5 Gbit/s; no result of a parallel reset; Serial ATA 2.6 (Serial ATA 3.0, 13.2.1)
+_SATA_WORDS = {75: 31, 76: 0x0102, 93: 0, 222: 0x1020}
 
 
 class AtaDisk(Drive):
-    """The disk. `serial` has up to 20 characters, `model` up to 40."""
+    """The disk. `serial` has up to 20 characters, `model` up to 40. `sata`: it says that it is a SATA disk, which takes
+    queued commands; those are its controller's to carry out."""
 
     signature: ClassVar[tuple[int, int]] = (0, 0)
 
-    def __init__(self, backend: BlockBackend, *, serial: str = "BV00001", model: str = "BIVISOR HARDDISK") -> None:
+    def __init__(
+        self,
+        backend: BlockBackend,
+        *,
+        serial: str = "BV00001",
+        model: str = "BIVISOR HARDDISK",
+        sata: bool = False,
+    ) -> None:
         super().__init__()
         self._backend = backend
         self.sectors = backend.size // SECTOR
-        self._serial, self._model = serial, model
+        self._serial, self._model, self._sata = serial, model, sata
         self._multiple = MULTIPLE_MAX
         self._heads, self._per_track = HEADS, SECTORS
         self._table = self._commands()
@@ -234,6 +244,8 @@ class AtaDisk(Drive):
             82: 0x4000, 83: 0x7400, 84: 0x4000, 85: 0x4000, 86: 0x3400, 87: 0x4000, 88: 0x203F, 93: 0x600B,
             100: self.sectors & 0xFFFF, 101: self.sectors >> 16 & 0xFFFF, 102: self.sectors >> 32 & 0xFFFF,
         }  # fmt: skip
+        if self._sata:
+            values |= _SATA_WORDS
         for at, value in values.items():
             words[at] = value
         data = bytearray(struct.pack("<256H", *words))
