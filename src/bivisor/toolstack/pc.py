@@ -86,8 +86,12 @@ def _add_disk(vm: FirmwareMachine, option: DiskOption, disk: DiskImage, place: i
         slot = vm.board.pci.slot_of(function)
         vm.board.boot_order.append(f"/pci@i0cf8/scsi@{slot:x}/disk@0,0")
         return 0
+    if option.interface == "ahci":
+        sata = AtaDisk(disk, serial=option.serial or f"BV{len(vm.board.boot_order) + 1:05}", sata=True)
+        vm.board.boot_order.append(vm.board.add_sata_drive(sata))
+        return 0
     if place == IDE_PLACES:
-        raise UsageError(f"disk {option.path}: a PC has {IDE_PLACES} IDE drives; add if=virtio to some")
+        raise UsageError(f"disk {option.path}: a PC has {IDE_PLACES} IDE drives; add if=virtio or if=ahci to some")
     vm.add_drive(CdRom(disk) if cdrom else AtaDisk(disk, serial=option.serial or f"BV{place + 1:05}"), place)
     vm.board.boot_order.append(f"/pci@i0cf8/ide@1,1/drive@{place >> 1}/disk@{place & 1}")
     return 1
