@@ -87,8 +87,9 @@ class Presence:
             "console": self._feed is not None,
         }
 
-    def console(self, peer: Peer) -> None:
-        """The connection is the machine's console from now on."""
+    def console(self, peer: Peer, domain: str = "") -> None:
+        """The connection is the machine's console from now on. `domain` is what a host would be told: no matter."""
+        del domain
         feed = self._feed
         if feed is None:
             raise UsageError(f"machine {self.name} runs a command: it has no console to share")
