@@ -17,6 +17,7 @@ from bivisor.xen.guest import PvhGuest
 from bivisor.xen.hypervisor import Xen
 from bivisor.xen.pv import private as p
 from bivisor.xen.pv.cpuid import pv_cpuid
+from bivisor.xen.pv.frames import Frames
 from bivisor.xen.pv.machine import CR0, CR4, PvMachine
 from bivisor.xen.pv.stub import ENTRIES
 from bivisor.xen.pv.thread import PvThread
@@ -34,19 +35,26 @@ _IRET = b"\x51\x41\x53\x50\xb8\x17\0\0\0\x0f\x05"  # push rcx, r11, rax; mov eax
 class PvGuest(PvhGuest):
     """See `PvhGuest`. UsageError where the engine has no supervised kernels, or a domain is larger than it can be."""
 
+    frames: Frames
     machine_view: PvMachine
+    """The first processor."""
 
     def __init__(
-        self, xen: Xen, engine: Engine, memory: GuestMemory, punch_hole: Callable[[int, int, int], None]
+        self,
+        xen: Xen,
+        engine: Engine,
+        memory: GuestMemory,
+        punch_hole: Callable[[int, int, int], None],
+        vcpus: int = 1,
     ) -> None:
         if memory.size > HOLE_START:
             raise UsageError(f"{memory.size >> 20} MiB: a PV domain has at most {HOLE_START >> 20} MiB here")
         frames = memory.size // PAGE
-        self.private = p.Private(frames)
+        self.private = p.Private(frames, vcpus)
         self.shared_mfn = -(-frames // _ALIGN) * _ALIGN
         """The first of the hypervisor's frames that the guest may map: its shared_info; grant frames follow."""
         try:
-            super().__init__(xen, engine, memory, punch_hole)
+            super().__init__(xen, engine, memory, punch_hole, vcpus)
         except BaseException:
             self.private.close()
             raise
@@ -60,33 +68,37 @@ class PvGuest(PvhGuest):
             raise UsageError(f"a PV domain runs on the engine soft, and not on {self._engine.name}")
         cpuid = pv_cpuid(self._engine, vcpu, domain.domid, _ADDRESS_BITS)
         vcpu.set_cpuid(cpuid)
-        page = domain.frame_for(self.shared_mfn)
-        domain.move_shared_info(page, self.shared_mfn)
-        domain.vcpus[0].info[abi.VCPU_UPCALL_MASK] = 1
-        self.machine_view = PvMachine(domain, self.private, cpuid, self.shared_mfn)
-        thread = PvThread(self, domain, vcpu, self.machine_view)
-        self.machine_view.set_info(self.shared_mfn, 0)
+        if not vcpu.index:
+            page = domain.frame_for(self.shared_mfn)
+            domain.move_shared_info(page, self.shared_mfn)
+            self.frames = Frames(domain, self.private, self.shared_mfn)
+        domain.vcpus[vcpu.index].info[abi.VCPU_UPCALL_MASK] = 1
+        machine = PvMachine(self.frames, vcpu.index, cpuid)
+        if not vcpu.index:
+            self.machine_view = machine
+        thread = PvThread(self, domain, vcpu, machine)
+        machine.set_info(self.shared_mfn, vcpu.index * abi.SHARED_VCPU_INFO_SIZE)
         return thread
 
     def begin(self, rip: int, rsi: int, rsp: int, root: int) -> None:
         """The state in which the kernel is entered, on the page tables at frame `root`. XenError(EINVAL) if they are
         not what a guest may have."""
-        vcpu = self.vcpu
+        vcpu, private = self.vcpu, self.machine_view.private
         self.machine_view.start(root)
         sregs = vcpu.get_sregs()
         none = Segment(unusable=1)
         sregs.cs = Segment.flat(p.KERNEL_CS, code=True, long=True)
         sregs.ss = sregs.ds = sregs.es = sregs.fs = sregs.gs = none
-        sregs.tr = Segment(base=p.TSS, limit=p.TSS_LIMIT, selector=p.TASK, type=11, s=0)
-        sregs.gdt, sregs.idt = DescriptorTable(p.GDT, p.GDT_LIMIT), DescriptorTable(p.IDT, PAGE - 1)
+        sregs.tr = Segment(base=private.tss, limit=p.TSS_LIMIT, selector=p.TASK, type=11, s=0)
+        sregs.gdt, sregs.idt = DescriptorTable(private.gdt, p.GDT_LIMIT), DescriptorTable(private.idt, PAGE - 1)
         sregs.cr0, sregs.cr3, sregs.cr4 = CR0, root * PAGE, CR4
         sregs.efer = int(Efer.SCE | Efer.LME | Efer.LMA | Efer.NX)
         vcpu.set_sregs(sregs)
         vcpu.set_msrs(
             {
                 Msr.IA32_STAR: p.KERNEL_CS << 32,
-                Msr.IA32_LSTAR: p.STUB + ENTRIES.syscall,
-                Msr.IA32_CSTAR: p.STUB + ENTRIES.syscall32,
+                Msr.IA32_LSTAR: private.stub + ENTRIES.syscall,
+                Msr.IA32_CSTAR: private.stub + ENTRIES.syscall32,
                 Msr.IA32_FMASK: _FMASK,
             }
         )
@@ -115,7 +127,7 @@ class PvGuest(PvhGuest):
     def close(self) -> None:
         """See `PvhGuest.close`."""
         self.stop()
-        if hasattr(self, "machine_view"):
-            self.machine_view.close()
+        if hasattr(self, "frames"):
+            self.frames.close()
         super().close()
         self.private.close()

@@ -9,49 +9,42 @@ from __future__ import annotations
 from typing import Final
 
 from bivisor.abi.x86 import Cr0, Cr4, Vector
-from bivisor.abi.xen.pv import INVALID_M2P_ENTRY
 from bivisor.cpu.registers import CpuidEntry
 from bivisor.cpu.soft.model import CpuidTable
 from bivisor.cpu.supervisor import Supervised
 from bivisor.memory import PAGE
-from bivisor.xen.domain import Domain
 from bivisor.xen.errors import XenError
 from bivisor.xen.pv import emulate
 from bivisor.xen.pv.fast import ROOT, USER_ROOT, FastState
-from bivisor.xen.pv.pages import DESCRIPTORS, GONE, L1, L4, NONE, WRITABLE, Pages
-from bivisor.xen.pv.private import UPCALL_VECTOR, Private
+from bivisor.xen.pv.frames import Frames
+from bivisor.xen.pv.pages import DESCRIPTORS, L1, L4, WRITABLE
+from bivisor.xen.pv.private import UPCALL_VECTOR
 
 _FORCED_CPUID: Final = b"\x0f\x0bxen\x0f\xa2"
 _PRESENT: Final = 1
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _LONGEST = 15
-_STATUS_FRAMES = 100
-"""Of each kind of grant frame, at most."""
 CR0: Final = int(Cr0.PE | Cr0.MP | Cr0.ET | Cr0.NE | Cr0.WP | Cr0.AM | Cr0.PG)
 CR4: Final = int(Cr4.PAE | Cr4.OSFXSR | Cr4.OSXMMEXCPT)
 
 
 class PvMachine:
-    """The machine of `domain`, whose frames are `pages`. `cpu` is set when its processor is there."""
+    """Processor `index` of the domain whose frames these are. `cpu` is set when its engine has it."""
 
     cpu: Supervised
-    pages: Pages
 
-    def __init__(self, domain: Domain, private: Private, cpuid: tuple[CpuidEntry, ...], shared: int) -> None:
-        self.domain = domain
-        self.private = private
-        self.shared = shared
-        self.extra: set[int] = {shared}
-        """Frames of the hypervisor's that it shares with the guest: shared_info, grant tables."""
+    def __init__(self, frames: Frames, index: int, cpuid: tuple[CpuidEntry, ...]) -> None:
+        self.frames, self.index = frames, index
+        self.domain, self.pages = frames.domain, frames.pages
+        self.private = frames.private.cpus[index]
         self.gdt: tuple[int, ...] = ()
         self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400]
         self.cr4 = CR4
         self.task_switched = False
         self._cpuid = CpuidTable(cpuid)
-        words = domain.memory.ram.view.cast("Q")
-        self.pages = Pages(words, domain.absent, self.extra.__contains__, private.slots, self._flush)
         self.fast = FastState(self.pages)
         self._state = self.fast.values
+        frames.machines.append(self)
 
     @property
     def root(self) -> int:
@@ -70,9 +63,6 @@ class PvMachine:
     @user_root.setter
     def user_root(self, mfn: int) -> None:
         self._state[USER_ROOT] = mfn
-
-    def _flush(self) -> None:
-        self.cpu.flush_tlb()
 
     # ---------------------------------------------------------------- memory
 
@@ -130,7 +120,7 @@ class PvMachine:
         if self.pages.has(mfn):
             self.pages.get(mfn, WRITABLE)
         self.private.set_info(mfn * PAGE + offset)
-        self.fast.set_info(self.domain.vcpus[0].info)
+        self.fast.set_info(self.domain.vcpus[self.index].info)
         self.cpu.flush_tlb()
 
     # ---------------------------------------------------------------- Supervisor, but for `call`
@@ -236,43 +226,3 @@ class PvMachine:
     def interrupt(self) -> None:
         """An event waits: have the stub make an upcall of it."""
         self.cpu.interrupt(UPCALL_VECTOR)
-
-    # ---------------------------------------------------------------- frames that come and go
-
-    def decrease(self, mfn: int) -> bool:
-        """XENMEM_decrease_reservation of one frame. False where it is not the guest's, or it still uses it: Xen would
-        wait with the frame until it does not."""
-        pages = self.pages
-        if not pages.has(mfn) or pages.kind[mfn] != NONE:
-            return False
-        if not self.domain.release(mfn, 1):
-            return False
-        pages.kind[mfn] = GONE
-        self.private.m2p[mfn] = INVALID_M2P_ENTRY
-        return True
-
-    def populate(self, pfn: int) -> int | None:
-        """XENMEM_populate_physmap of one frame: its number, or None where there is none."""
-        for mfn in self.domain.absent:
-            if self.domain.populate(mfn, 1):
-                self.pages.kind[mfn] = NONE
-                self.private.m2p[mfn] = pfn
-                return mfn
-            break
-        return None
-
-    def share_grants(self, count: int, *, status: bool) -> None:
-        """Give the first `count` frames of the grant table, or of its status, numbers that the guest can map."""
-        grants = self.domain.grants
-        first = self.shared + 1 + (_STATUS_FRAMES if status else 0)
-        for index in range(min(count, _STATUS_FRAMES)):
-            mfn = first + index
-            if mfn not in self.extra:
-                page = self.domain.frame_for(mfn)
-                (grants.move_status_frame if status else grants.move_frame)(index, page, mfn)
-                self.extra.add(mfn)
-
-    def close(self) -> None:
-        """Let go of the domain's memory."""
-        self.fast.forget()
-        self.pages.words.release()

@@ -79,7 +79,7 @@ def mmu_update(call: PvCall, list_: int, count: int, done_at: int = 0, domains: 
 def _machphys(machine: PvMachine, mfn: int, pfn: int) -> None:
     if not machine.pages.has(mfn):
         raise XenError(Errno.EINVAL)
-    machine.private.m2p[mfn] = pfn
+    machine.frames.private.m2p[mfn] = pfn
 
 
 def update_va_mapping(call: PvCall, va: int, value: int, flags: int, *_: int) -> int:

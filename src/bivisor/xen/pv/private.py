@@ -18,15 +18,14 @@ from bivisor.xen.pv.stub import CODE, ENTRIES
 GPA: Final = 1 << 38
 M2P: Final = abi.HYPERVISOR_VIRT_START
 HIDDEN: Final = M2P + (1 << 39)
-GDT: Final = HIDDEN + (2 << 20)
 GDT_LIMIT: Final = (abi.FIRST_RESERVED_GDT_PAGE + 1) * PAGE - 1
 
-_IDT, _CODE, _DATA, _TSS, _STACK, _INFO = 0, 1, 5, 6, 8, 10  # pages of HIDDEN
-IDT: Final = HIDDEN + _IDT * PAGE
-STUB: Final = HIDDEN + _CODE * PAGE
-TSS: Final = HIDDEN + _TSS * PAGE
+_IDT, _CODE, _DATA, _TSS, _STACK, _INFO = 0, 1, 5, 6, 8, 10  # pages of a processor's part
+_CODE_PAGES: Final = 2
+_SHARED_PAGES: Final = _CODE_PAGES + 6
+_CPU_PAGES: Final = 6
+_CPU_SPAN: Final = 4 << 20
 TSS_LIMIT: Final = 0x67
-INFO: Final = HIDDEN + _INFO * PAGE
 
 KERNEL_CS, TASK = 0xE008, 0xE040
 UPCALL_VECTOR: Final = 0xF0
@@ -48,62 +47,83 @@ _CALLBACKS: Final = {
 
 
 class Private:
-    """These pages, for a domain of `frames` machine frames."""
+    """These pages, for a domain of `frames` machine frames and `vcpus` processors: `cpus` has what is of each."""
 
-    def __init__(self, frames: int) -> None:
+    def __init__(self, frames: int, vcpus: int = 1) -> None:
         m2p = -(-8 * frames // _LARGE) * _LARGE
-        self._frames = frames
         self._next = m2p
-        self.region = MemoryRegion(m2p + 64 * PAGE, "bivisor-xen-private")
+        self.region = MemoryRegion(m2p + (_SHARED_PAGES + vcpus * _CPU_PAGES) * PAGE, "bivisor-xen-private")
         self.slot = Slot(GPA, self.region.size, self.region)
-        self._view = self.region.view
-        self.m2p = self._view[: 8 * frames].cast("Q")
+        self.view = self.region.view
+        self.m2p = self.view[: 8 * frames].cast("Q")
         first = struct.pack(f"<{frames}Q", *range(frames))
-        self._view[: 8 * frames] = first
-        self._view[8 * frames : m2p] = b"\xff" * (m2p - 8 * frames)
+        self.view[: 8 * frames] = first
+        self.view[8 * frames : m2p] = b"\xff" * (m2p - 8 * frames)
         self.m2p_end = M2P + m2p
-        self.slots = (self._map_m2p(m2p), self._map_hidden())
+        self.code = [self.page() for _ in range(_CODE_PAGES)]
+        self.view[self.code[0] : self.code[0] + len(CODE)] = CODE
+        self.reserved, self.zero = self.page(), self.page()
+        """The page of the descriptor tables that is Xen's, and one for what a guest's table has not."""
+        own = (0, _CODE64, _DATA_KERNEL, 0, _CODE32_USER, _DATA_USER, _CODE64_USER)
+        struct.pack_into("<7Q", self.view, self.reserved, *own)
+        level3, self._level2 = self.page(), self.page()
+        self.put(level3, GPA + self._level2 | _TABLE)
+        self.slots = (self._map_m2p(m2p), GPA + level3 | _TABLE)
         """What entries 256 and 257 of each level-4 table are."""
+        self.cpus = tuple(PrivateCpu(self, index) for index in range(vcpus))
 
-    def _page(self) -> int:
+    def page(self) -> int:
+        """A page that is nobody's yet, as an offset in `view`."""
         at = self._next
         self._next += PAGE
         return at
 
-    def _put(self, at: int, value: int) -> None:
-        _Q.pack_into(self._view, at, value)
+    def put(self, at: int, value: int) -> None:
+        """Write 64 bits."""
+        _Q.pack_into(self.view, at, value)
 
     def _map_m2p(self, size: int) -> int:
-        level3, level2 = self._page(), self._page()
+        level3, level2 = self.page(), self.page()
         user = int(Pte.US)
-        self._put(level3, GPA + level2 | _TABLE | user)
+        self.put(level3, GPA + level2 | _TABLE | user)
         for piece in range(size // _LARGE):
-            self._put(level2 + 8 * piece, GPA + piece * _LARGE | _RO | user | int(Pte.PS))
+            self.put(level2 + 8 * piece, GPA + piece * _LARGE | _RO | user | int(Pte.PS))
         return GPA + level3 | _TABLE | user
 
-    def _map_hidden(self) -> int:
-        level3, level2, self._pages, self._gdt_pages = (self._page() for _ in range(4))
-        self._put(level3, GPA + level2 | _TABLE)
-        self._put(level2, GPA + self._pages | _TABLE)
-        self._put(level2 + 8, GPA + self._gdt_pages | _TABLE)
-        places = [self._page() for _ in range(_INFO)]
-        for index, at in enumerate(places):
-            self._put(self._pages + 8 * index, GPA + at | (_RO if index < _DATA else _RW))
-        self._data, self._tss = places[_DATA], places[_TSS]
-        code = places[_CODE]
-        self._view[code : code + len(CODE)] = CODE
-        self._put(self._tss + _RSP0, 0)
-        self._put(self._tss + _IST1, HIDDEN + _INFO * PAGE)
-        self._idt = places[_IDT]
+    def map_cpu(self, index: int, pages: int, gdt: int) -> None:
+        """Put the tables of a processor where it looks for them."""
+        self.put(self._level2 + 16 * index, GPA + pages | _TABLE)
+        self.put(self._level2 + 16 * index + 8, GPA + gdt | _TABLE)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.m2p.release()
+        self.region.close()
+
+
+class PrivateCpu:
+    """What is of processor `index`: descriptor tables, task state, the stub and its data, and where they are."""
+
+    def __init__(self, private: Private, index: int) -> None:
+        base = HIDDEN + index * _CPU_SPAN
+        self.idt, self.stub, self.tss = (base + page * PAGE for page in (_IDT, _CODE, _TSS))
+        self.gdt = base + _LARGE
+        self._info = base + _INFO * PAGE
+        self._private = private
+        self._view, self._put = private.view, private.put
+        self._pages, self._gdt_pages, self._idt_at, self._data, self._tss_at, stack = (private.page() for _ in range(6))
+        own = {_IDT: self._idt_at, _DATA: self._data, _TSS: self._tss_at, _STACK: stack}
+        own |= {_CODE + number: at for number, at in enumerate(private.code)}
+        for place, at in own.items():
+            self._put(self._pages + 8 * place, GPA + at | (_RO if place < _DATA else _RW))
+        private.map_cpu(index, self._pages, self._gdt_pages)
+        self._put(self._tss_at + _RSP0, 0)
+        self._put(self._tss_at + _IST1, base + (_STACK + 1) * PAGE)
         for vector in range(256):
             self.set_gate(vector, 0)
-        self._gate(8, STUB + ENTRIES.double_fault, 0, 1)
-        self._gate(UPCALL_VECTOR, STUB + ENTRIES.upcall, 0)
-        self._reserved, self._zero = self._page(), self._page()
-        own = (0, _CODE64, _DATA_KERNEL, 0, _CODE32_USER, _DATA_USER, _CODE64_USER)
-        struct.pack_into("<7Q", self._view, self._reserved, *own)
+        self._gate(8, self.stub + ENTRIES.double_fault, 0, 1)
+        self._gate(UPCALL_VECTOR, self.stub + ENTRIES.upcall, 0)
         self.set_gdt(())
-        return GPA + level3 | _TABLE
 
     # ---------------------------------------------------------------- what hypercalls set
 
@@ -111,7 +131,7 @@ class Private:
         struct.pack_into(
             "<HHBBHII",
             self._view,
-            self._idt + 16 * vector,
+            self._idt_at + 16 * vector,
             target & 0xFFFF,
             KERNEL_CS,
             ist,
@@ -124,7 +144,7 @@ class Private:
     def set_gate(self, vector: int, dpl: int) -> None:
         """Who may raise `vector` by INT: programs (3) or the kernel alone (0)."""
         if vector not in (8, UPCALL_VECTOR):
-            self._gate(vector, STUB + 16 * vector, dpl)
+            self._gate(vector, self.stub + 16 * vector, dpl)
 
     def set_trap(self, vector: int, address: int, flags: int) -> None:
         """The guest's handler of `vector`; `flags` as in `struct trap_info`. Address 0: none."""
@@ -143,7 +163,7 @@ class Private:
 
     def set_stack(self, rsp: int) -> None:
         """Where the kernel's stack begins when a program is left."""
-        self._put(self._tss + _RSP0, rsp & -16)
+        self._put(self._tss_at + _RSP0, rsp & -16)
 
     def set_iopl(self, iopl: int) -> None:
         """What programs have in RFLAGS.IOPL."""
@@ -152,16 +172,11 @@ class Private:
     def set_info(self, gpa: int) -> None:
         """`struct vcpu_info` is at `gpa`."""
         self._put(self._pages + 8 * _INFO, gpa & -PAGE | _RW)
-        self._put(self._data + _INFO_AT, INFO + (gpa & PAGE - 1))
+        self._put(self._data + _INFO_AT, self._info + (gpa & PAGE - 1))
 
     def set_gdt(self, mfns: tuple[int, ...]) -> None:
         """The pages of the guest's descriptor table."""
         for index in range(abi.FIRST_RESERVED_GDT_PAGE):
-            gpa = mfns[index] * PAGE if index < len(mfns) else GPA + self._zero
+            gpa = mfns[index] * PAGE if index < len(mfns) else GPA + self._private.zero
             self._put(self._gdt_pages + 8 * index, gpa | _RO)
-        self._put(self._gdt_pages + 8 * abi.FIRST_RESERVED_GDT_PAGE, GPA + self._reserved | _RO)
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self.m2p.release()
-        self.region.close()
+        self._put(self._gdt_pages + 8 * abi.FIRST_RESERVED_GDT_PAGE, GPA + self._private.reserved | _RO)

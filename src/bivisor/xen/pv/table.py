@@ -71,14 +71,14 @@ def _grant_table_op(call: PvCall, cmd: int, arg: int, count: int, *_: int) -> in
 
 def _share(call: PvCall, domid: int, frames: int, *, status: bool) -> None:
     if domid in (xen.DOMID_SELF, call.domain.domid) and frames <= call.domain.grants.max_frames:
-        call.machine.share_grants(frames, status=status)
+        call.machine.frames.share_grants(frames, status=status)
 
 
 def _memory_op(call: PvCall, cmd: int, arg: int, *_: int) -> int:
     machine = call.machine
     match cmd & xen.MEMOP_CMD_MASK:
         case MemoryOp.MACHPHYS_MAPPING:
-            private = machine.private
+            private = machine.frames.private
             call.write(arg, abi.MACHPHYS_MAPPING.pack(M2P, private.m2p_end, machine.pages.frames - 1))
             return 0
         case MemoryOp.MAXIMUM_RAM_PAGE:
@@ -100,10 +100,10 @@ def _reservation(call: PvCall, op: int, start: int, arg: int) -> int:
         frames = struct.unpack(f"<{part}Q", call.read(at + 8 * start, 8 * part))
         for index, frame in enumerate(frames, start):
             if op == MemoryOp.DECREASE_RESERVATION:
-                if not machine.decrease(frame):
+                if not machine.frames.decrease(frame):
                     return index
                 continue
-            mfn = machine.populate(frame)
+            mfn = machine.frames.populate(frame)
             if mfn is None:
                 return index
             call.write(at + 8 * index, mfn.to_bytes(8, "little"))

@@ -16,7 +16,6 @@ from bivisor.xen.errors import XenError
 from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.fast import CODE, SWITCHES, UPDATES
 from bivisor.xen.pv.machine import PvMachine
-from bivisor.xen.pv.private import STUB
 from bivisor.xen.pv.stub import CRASH_CALL, ENTRIES, EVENTS_CALL
 from bivisor.xen.pv.table import TABLE, step
 from bivisor.xen.vcpu_thread import VcpuThread
@@ -53,7 +52,7 @@ class PvThread(VcpuThread):
         self.machine = machine
         self.read_cr, self.write_cr, self.trap = machine.read_cr, machine.write_cr, machine.trap
         machine.cpu = vcpu.supervise(self)  # type: ignore[attr-defined]
-        machine.cpu.shortcut(Hypercall.IRET, STUB + ENTRIES.iret)
+        machine.cpu.shortcut(Hypercall.IRET, machine.private.stub + ENTRIES.iret)
         machine.cpu.native(CODE, machine.fast.address)
         self._registers = machine.cpu.registers
         self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)

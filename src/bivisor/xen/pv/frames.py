@@ -1,0 +1,73 @@
+"""The frames of a PV domain: their types, those that the hypervisor shares with it, and those that come and go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from bivisor.abi.xen.pv import INVALID_M2P_ENTRY
+from bivisor.xen.domain import Domain
+from bivisor.xen.pv.pages import GONE, NONE, Pages
+from bivisor.xen.pv.private import Private
+
+if TYPE_CHECKING:
+    from bivisor.xen.pv.machine import PvMachine
+
+_STATUS_FRAMES: Final = 100
+"""Of each kind of grant frame, at most."""
+
+
+class Frames:
+    """What the processors of `domain` have in common. `shared` is its shared_info, `machines` are its processors."""
+
+    def __init__(self, domain: Domain, private: Private, shared: int) -> None:
+        self.domain = domain
+        self.private = private
+        self.shared = shared
+        self.extra: set[int] = {shared}
+        """Frames of the hypervisor's that it shares with the guest: shared_info, grant tables."""
+        self.machines: list[PvMachine] = []
+        words = domain.memory.ram.view.cast("Q")
+        self.pages = Pages(words, domain.absent, self.extra.__contains__, private.slots, self.flush)
+
+    def flush(self) -> None:
+        """Every processor forgets what page tables said."""
+        for machine in self.machines:
+            machine.cpu.flush_tlb()
+
+    def decrease(self, mfn: int) -> bool:
+        """XENMEM_decrease_reservation of one frame. False where it is not the guest's, or it still uses it: Xen would
+        wait with the frame until it does not."""
+        pages = self.pages
+        if not pages.has(mfn) or pages.kind[mfn] != NONE:
+            return False
+        if not self.domain.release(mfn, 1):
+            return False
+        pages.kind[mfn] = GONE
+        self.private.m2p[mfn] = INVALID_M2P_ENTRY
+        return True
+
+    def populate(self, pfn: int) -> int | None:
+        """XENMEM_populate_physmap of one frame: its number, or None where there is none."""
+        mfn = next(iter(self.domain.absent), None)
+        if mfn is None or not self.domain.populate(mfn, 1):
+            return None
+        self.pages.kind[mfn] = NONE
+        self.private.m2p[mfn] = pfn
+        return mfn
+
+    def share_grants(self, count: int, *, status: bool) -> None:
+        """Give the first `count` frames of the grant table, or of its status, numbers that the guest can map."""
+        grants = self.domain.grants
+        first = self.shared + 1 + (_STATUS_FRAMES if status else 0)
+        for index in range(min(count, _STATUS_FRAMES)):
+            mfn = first + index
+            if mfn not in self.extra:
+                page = self.domain.frame_for(mfn)
+                (grants.move_status_frame if status else grants.move_frame)(index, page, mfn)
+                self.extra.add(mfn)
+
+    def close(self) -> None:
+        """Let go of the domain's memory."""
+        for machine in self.machines:
+            machine.fast.forget()
+        self.pages.words.release()
