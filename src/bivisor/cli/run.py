@@ -58,6 +58,11 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
 )
 @click.option("--no-reboot", is_flag=True, help="With --machine pc: a reset ends the run.")
 @click.option("--control", metavar="SOCKET", help="With --machine pc: where `screenshot` and `keys` find it.")
+@click.option(
+    "--vnc",
+    metavar="[HOST:]DISPLAY[,password-file=FILE]",
+    help="With --machine pc: screen, keyboard and mouse for VNC clients, at port 5900 + DISPLAY; auto: a free one.",
+)
 @click.option("--timeout", metavar="SECONDS", type=float, help="Stop the guest after this time.")
 @click.option(
     "--stats", is_flag=True, help="At the end: exits by reason, time inside and outside of the guest (stderr)."

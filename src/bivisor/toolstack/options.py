@@ -137,6 +137,7 @@ class RunOptions:
     machine: str = "direct"
     no_reboot: bool = False
     control: Path | None = None
+    vnc: str | None = None
 
     @classmethod
     def of(
@@ -158,6 +159,7 @@ class RunOptions:
         control: str | Path | None = None,
         cdroms: Iterable[str | Path] = (),
         snapshot: bool = False,
+        vnc: str | None = None,
     ) -> RunOptions:
         """The options in the words of the command line (`memory` in MiB or with a unit). `cdroms` are disks behind the
         others; `snapshot` throws away what is written to any disk. UsageError in one line."""
@@ -184,6 +186,7 @@ class RunOptions:
             machine=machine,
             no_reboot=no_reboot,
             control=None if control is None else Path(control),
+            vnc=vnc,
         )
 
 

@@ -24,6 +24,7 @@ from bivisor.toolstack.control import ControlSocket
 from bivisor.toolstack.launch import DEBUG_EXIT_PORT, add_net
 from bivisor.toolstack.options import DiskOption, RunOptions
 from bivisor.toolstack.run import TIMED_OUT, View, say, until_the_end, watch_exits
+from bivisor.toolstack.screen import Display
 from bivisor.toolstack.session import Log, Session
 from bivisor.toolstack.terminal import TerminalSession
 
@@ -106,10 +107,11 @@ def run_pc(options: RunOptions, view: View, stack: ExitStack) -> int:
             "--machine pc boots what its disks have: --kernel, --initrd and --exec are for --machine direct"
         )
     images = open_disks(options, stack.callback)
+    display = None if options.vnc is None else _serve_display(options.vnc, view, stack)
     deadline = None if view.timeout is None else time.monotonic() + view.timeout
     while True:
         left = None if deadline is None else max(0.001, deadline - time.monotonic())
-        outcome = _one_boot(options, view, left, images)
+        outcome = _one_boot(options, view, left, images, display)
         if outcome is None:
             say(f"the guest did not end within {view.timeout:g} s")
             return TIMED_OUT
@@ -120,7 +122,22 @@ def run_pc(options: RunOptions, view: View, stack: ExitStack) -> int:
     return outcome.exit_status
 
 
-def _one_boot(options: RunOptions, view: View, timeout: float | None, images: Sequence[DiskImage]) -> Outcome | None:
+def _serve_display(text: str, view: View, stack: ExitStack) -> Display:
+    """A screen with keyboard and mouse that VNC clients find as --vnc `text` says."""
+    from bivisor.toolstack.vnc import VncOption, VncServer, listen
+
+    option = VncOption.parse(text)
+    security = option.security()
+    display = Display()
+    server = stack.enter_context(VncServer(display, display, listen(option), security, name="bivisor"))
+    if not view.quiet:
+        say(f"VNC at {option.host}:{server.port}")
+    return display
+
+
+def _one_boot(
+    options: RunOptions, view: View, timeout: float | None, images: Sequence[DiskImage], display: Display | None
+) -> Outcome | None:
     """From reset to the end: how it ended, or None where `timeout` (seconds) passed."""
     log = Log(_to_stderr if view.verbose else None)
     session = TerminalSession(virtio=False, is_terminal=os.isatty(0), log=Log())
@@ -129,6 +146,9 @@ def _one_boot(options: RunOptions, view: View, timeout: float | None, images: Se
         stack.callback(vm.close)
         if watcher is not None:
             watcher.watch(vm)
+        if display is not None:
+            display.plug_in(vm.board.vga, vm.board.ps2, vm.loop)
+            stack.callback(display.unplug)
         if options.control is not None:
             stack.enter_context(ControlSocket(Path(options.control), vm))
         if view.verbose:
