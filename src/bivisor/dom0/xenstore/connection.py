@@ -20,6 +20,10 @@ _TOOL_OUTPUT: Final = 16 << 20
 _TOOL_REPLIES: Final = 64 << 10
 
 
+OnEvent = Callable[["Connection", bytes], bool]
+"""Somebody listens: called with a client and a WATCH_EVENT for it. False: it is not sent, or later."""
+
+
 def _nothing() -> None:
     pass
 
@@ -37,6 +41,7 @@ class Connection:
         self.wake: Callable[[], None] = _nothing
         self.first_events: list[bytes] = []
         """Events of new watches, which go after the reply to WATCH."""
+        self.on_event: OnEvent | None = None
         self.overflowed = False
         """Events were lost, because so much waits already. A tool has to be disconnected then."""
         self._quotas = quotas
@@ -75,6 +80,11 @@ class Connection:
         Events of special watches are never the same: each is another domain. A domain that takes nothing loses what
         goes beyond its quota: it must not fill the host's memory.
         """
+        if self.on_event is None or self.on_event(self, event):
+            self.queue_event(event)
+
+    def queue_event(self, event: bytes) -> None:
+        """See `send_event`: with nobody asked."""
         if event[16:17] != b"@":
             if event in self._events:
                 return

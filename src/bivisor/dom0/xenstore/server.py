@@ -7,11 +7,11 @@ it happens in one thread; a request is carried out whole before the next.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from bivisor.dom0.xenstore import tree, wire
-from bivisor.dom0.xenstore.connection import Connection
+from bivisor.dom0.xenstore.connection import Connection, OnEvent
 from bivisor.dom0.xenstore.errors import XenStoreError
 from bivisor.dom0.xenstore.path import INTRODUCE_DOMAIN, RELEASE_DOMAIN, ROOT, Path, Special
 from bivisor.dom0.xenstore.permissions import DOM0_ONLY, Permissions
@@ -74,6 +74,11 @@ class Server:
         quotas: Quotas | None = None,
         on_quota: Callable[[QuotaHit], None] | None = None,
     ) -> None:
+        self.on_request: Callable[[Connection, Message], None] | None = None
+        """Somebody listens: this carries out requests, by `carry_out` and `finish`."""
+        self.on_change: Callable[[Sequence[Change]], None] | None = None
+        """Called with changes that everybody can see now, before watches hear of them."""
+        self._on_event: OnEvent | None = None
         self.quotas = quotas or Quotas()
         self.quota_log = QuotaLog(on_quota)
         self.store = Store(self.quotas, self.quota_log)
@@ -86,11 +91,23 @@ class Server:
         self.view.mkdir(self.connect(), Path((b"tool", b"xenstored")))
         self.connections.clear()
 
+    @property
+    def on_event(self) -> OnEvent | None:
+        """`Connection.on_event` of every client."""
+        return self._on_event
+
+    @on_event.setter
+    def on_event(self, value: OnEvent | None) -> None:
+        self._on_event = value
+        for connection in tuple(self.connections):
+            connection.on_event = value
+
     # Clients
 
     def connect(self, domid: int = 0) -> Connection:
         """A new client: a tool of Dom0, or domain `domid`."""
         connection = Connection(domid, privileged=domid == 0, quotas=self.quotas, quota_log=self.quota_log)
+        connection.on_event = self._on_event
         self.connections.add(connection)
         return connection
 
@@ -109,6 +126,13 @@ class Server:
 
     def receive(self, connection: Connection, message: Message) -> None:
         """Carry out one request, and queue its reply and the events that it caused, whoever gets them."""
+        if self.on_request is None:
+            self.finish(connection, self.carry_out(connection, message))
+        else:
+            self.on_request(connection, message)
+
+    def carry_out(self, connection: Connection, message: Message) -> bytes:
+        """What the reply to a request is; `finish` sends it."""
         type_, _, tx_id, payload = message
         try:
             request = REQUESTS.get(type_)
@@ -123,20 +147,25 @@ class Server:
                 if transaction is None:
                     raise XenStoreError(errno.ENOENT)
                 view = transaction
-            reply = wire.reply(message, handle(self, connection, view, payload))
+            return wire.reply(message, handle(self, connection, view, payload))
         except XenStoreError as refused:
-            reply = wire.error(message, refused.errno)
+            return wire.error(message, refused.errno)
+
+    def finish(self, connection: Connection, reply: bytes) -> None:
+        """Queue the reply to a request, and the events that come after it."""
         connection.send_reply(reply)
         if connection.first_events:
             for event in connection.first_events:
                 connection.send_event(event)
             connection.first_events.clear()
 
-    def changed(self, view: View, changes: Iterable[Change]) -> None:
+    def changed(self, view: View, changes: Sequence[Change]) -> None:
         """Tell of changes that were made through `view`, now or when its transaction ends."""
         if isinstance(view, Transaction):
             view.note(changes)
         else:
+            if self.on_change is not None:
+                self.on_change(changes)
             self.watches.fire(changes, self.store.root)
 
     # Domains
