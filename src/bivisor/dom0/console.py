@@ -19,19 +19,24 @@ _U32 = 0xFFFF_FFFF
 HISTORY = 64 << 10
 
 
-class Console:
-    """The console of domain `domid`, whose ring is its frame `gfn` and whose event channel is its `port`."""
+class ConsoleRing:
+    """The back-end's side of the ring in page `ring`, which stays the caller's. `bind(handler)` gives the event channel
+    by which the guest is told, and has `handler` called when the guest tells."""
 
     def __init__(
-        self, control: Control, domid: int, gfn: int, port: int, sink: Callable[[bytes], None] = lambda _: None
+        self,
+        control: Control,
+        ring: memoryview,
+        bind: Callable[[Callable[[], None]], int],
+        sink: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self._control = control
-        self._ring = control.map_foreign(domid, gfn)
+        self._ring = ring
         self.sink = sink
         self.history = bytearray()
         self._input = bytearray()
         self.broken = False
-        self._port = control.bind(domid, port, self._event)
+        self._port = bind(self._event)
 
     def send(self, data: bytes) -> None:
         """Queue `data` for the guest to read. From any thread."""
@@ -79,11 +84,25 @@ class Console:
         return count
 
     def close(self) -> None:
-        """Take what is still in the ring, and let go of it and of the event channel."""
+        """Take what is still in the ring, and let go of the event channel."""
         self._input.clear()
         try:
             self._event()
         except XenError:  # nobody is there to be notified
             pass
         self._control.unbind(self._port)
+
+
+class Console(ConsoleRing):
+    """The console of domain `domid`, whose ring is its frame `gfn` and whose event channel is its `port`."""
+
+    def __init__(
+        self, control: Control, domid: int, gfn: int, port: int, sink: Callable[[bytes], None] = lambda _: None
+    ) -> None:
+        ring = control.map_foreign(domid, gfn)
+        super().__init__(control, ring, lambda handler: control.bind(domid, port, handler), sink)
+
+    def close(self) -> None:
+        """See `ConsoleRing.close`; the page goes too."""
+        super().close()
         self._ring.release()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
 
 from bivisor.errors import GuestTimeout
 from bivisor.host.memstream import MemoryStream
@@ -104,7 +104,7 @@ class Guest:
         self.log = Log()
         self.com1 = self.log
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         self.vm = launch(self._options, self, found=payload(self._options, quiet), attach=self._attach)
         try:
             self.vm.start()

@@ -1,0 +1,86 @@
+"""Guests that programs work with: commands, files, memory, breakpoints, faults, under either architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self, Unpack
+
+from bivisor.boot.cache import PayloadCache
+from bivisor.debug.target import Target
+from bivisor.host.memstream import MemoryStream
+from bivisor.image import quiet
+from bivisor.image.place import default_root
+from bivisor.kvm import VirtualMachine
+from bivisor.platform.virtio.console import Port, VirtioConsole
+from bivisor.toolstack.agent import SCRIPT, Agent
+from bivisor.toolstack.api import Attach, Guest, Options
+from bivisor.toolstack.inside import Inside
+from bivisor.toolstack.inspect import Inspected, Inspector
+from bivisor.toolstack.launch import launch, payload
+from bivisor.toolstack.session import PORT_NAMES, drain
+
+
+class KvmGuest(Inside, Inspected, Guest):
+    """A guest of the hosted architecture, with a shell on its console and an agent that runs commands.
+
+    `with` boots it and gives everything back. `vm` is the machine itself. An initramfs of one's own has no agent: then
+    `run` and what works by it are UsageError, and everything else works.
+    """
+
+    def __init__(self, *, attach: Attach | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(attach=attach, **options)
+        self._ports: tuple[Port, ...] = ()
+        self.command: str | None = None
+
+    def __enter__(self) -> Self:
+        found = payload(self._options, quiet)
+        self.kernel: Path = found.kernel
+        if found.ours:
+            self.command = SCRIPT
+        self.vm = launch(self._options, self, found=found, attach=self._attach)
+        try:
+            vm = self.vm
+            target = Target(vm.vcpus, vm.memory, vm.control, vm.engine.name)
+            self._inspector = Inspector(target, self.kernel, PayloadCache(default_root() / "kernels"))
+            vm.start()
+        except BaseException:
+            self.vm.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._inspector.close()
+
+    def words(self) -> str:
+        """See `Session.words`."""
+        return super().words() + " bivisor.stdio=virtio"
+
+    def connect(self, vm: VirtualMachine) -> None:
+        """See `Session.connect`."""
+        if self.command is None:
+            super().connect(vm)
+            return
+        self._stream = MemoryStream(vm.loop, self._hear)
+        self._port = Port(self._stream)
+        requests = MemoryStream(vm.loop)
+        self._agent = Agent(requests.send, lambda: self.vm.wait(0) is not None)
+        answers = MemoryStream(vm.loop, self._agent.hear)
+        streams = (requests, answers, MemoryStream(vm.loop, lambda _: None))
+        ports = [Port(stream, name) for stream, name in zip(streams, PORT_NAMES, strict=True)]
+        vm.add(VirtioConsole([self._port, *ports]))
+
+    def drain(self, vm: VirtualMachine) -> None:
+        """See `Session.drain`."""
+        drain(vm, (self._port,))
+
+
+def kvm_guest(*, attach: Attach | None = None, **options: Unpack[Options]) -> KvmGuest:
+    """A guest of the hosted architecture, to be used with `with`; without `kernel`, the default guest.
+
+    `attach(vm)` plugs in devices of one's own. For the options see `RunOptions.of`.
+    """
+    return KvmGuest(attach=attach, **options)
