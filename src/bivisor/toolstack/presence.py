@@ -11,18 +11,24 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bivisor.errors import BivisorError, UsageError
 from bivisor.events import Event, Exit, Kind, Listener
 from bivisor.host.local_socket import private_folder
 from bivisor.kvm import VirtualMachine
+from bivisor.kvm.firmware import FirmwareMachine
 from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.hostd.place import Place, place_of
 from bivisor.toolstack.hostd.server import Peer, RpcServer
 from bivisor.toolstack.hostd.stream import ConsoleStream
 from bivisor.toolstack.options import check_machine_name
+from bivisor.toolstack.screen import Display
+
+if TYPE_CHECKING:
+    from bivisor.toolstack.vnc import VncServer
 
 _LOOKED_AT_S = 3.0
 """How long after the last question the exits are still counted."""
@@ -41,9 +47,12 @@ class Presence:
         self._vm = vm
         self.name = check_machine_name(name) if name else f"run-{os.getpid()}"
         self._feed = feed
+        self._lock = threading.Lock()
         self._exits = ExitCounts(vm)
         self._began = time.time()
         self._server: RpcServer | None = None
+        self._shown = ExitStack()
+        self._screen: VncServer | None = None
 
     def __enter__(self) -> Presence:
         """UsageError where another that runs has the name. Where there can be no such folder nobody is told."""
@@ -62,10 +71,17 @@ class Presence:
         if self._server is not None:
             self._server.close()
         self._exits.close()
+        self._shown.close()
 
     def table(self) -> dict[str, Callable[..., Any]]:
         """The requests that it answers."""
-        return {"describe": self.describe, "console": self.console, "stop": self.stop, "power": self.power}
+        return {
+            "describe": self.describe,
+            "console": self.console,
+            "screen": self.screen,
+            "stop": self.stop,
+            "power": self.power,
+        }
 
     def describe(self, peer: Peer) -> dict[str, Any]:
         """The machine now: its process, its processors with what they came out for, its devices."""
@@ -85,6 +101,7 @@ class Presence:
             ],
             "devices": sorted({claim.name for bus in (vm.ports, vm.mmio) for claim in bus.claims}),
             "console": self._feed is not None,
+            "screen": isinstance(vm, FirmwareMachine),
         }
 
     def console(self, peer: Peer, domain: str = "") -> None:
@@ -99,6 +116,29 @@ class Presence:
                 ConsoleStream(self._vm.loop, feed, end, typed)
 
         peer.take = take
+
+    def screen(self, peer: Peer) -> None:
+        """The connection carries the RFB protocol from now on: the machine's screen, keyboard and mouse."""
+        server = self._display()
+
+        def take(end: socket.socket, _: bytes) -> None:
+            server.adopt(end)
+
+        peer.take = take
+
+    def _display(self) -> VncServer:
+        vm = self._vm
+        if not isinstance(vm, FirmwareMachine):
+            raise UsageError(f"machine {self.name} has no screen: it is no PC (--machine pc)")
+        with self._lock:
+            if self._screen is None:
+                from bivisor.toolstack.vnc import VncServer
+
+                display = Display()
+                display.plug_in(vm.board.vga, vm.board.ps2, vm.loop)
+                self._shown.callback(display.unplug)
+                self._screen = self._shown.enter_context(VncServer(display, display, None, name=self.name))
+            return self._screen
 
     def stop(self, peer: Peer) -> None:
         """End it at once."""

@@ -94,13 +94,14 @@ def listen(option: VncOption) -> socket.socket:
 
 
 class VncServer:
-    """Serves `screen` and `controls` on `listener` from `start()` to `close()`, which closes that as well."""
+    """Serves `screen` and `controls` on `listener` from `start()` to `close()`, which closes that as well; without one
+    only those whom `adopt` brings."""
 
     def __init__(
         self,
         screen: Screen,
         controls: Controls,
-        listener: socket.socket,
+        listener: socket.socket | None,
         security: Security | None = None,
         *,
         name: str = "Bivisor",
@@ -114,16 +115,19 @@ class VncServer:
         self._clients: set[_Client] = set()
         self._timer: Timer | None = None
         self._last = 0.0
-        listener.setblocking(False)
+        if listener is not None:
+            listener.setblocking(False)
 
     @property
     def port(self) -> int:
         """The TCP port."""
+        assert self._listener is not None
         return int(self._listener.getsockname()[1])
 
     def start(self) -> None:
         """Let clients come."""
-        self.loop.watch(self._listener.fileno(), self._accept)
+        if self._listener is not None:
+            self.loop.watch(self._listener.fileno(), self._accept)
         self.loop.start()
 
     def close(self) -> None:
@@ -131,7 +135,8 @@ class VncServer:
         self.loop.close()
         for client in list(self._clients):
             client.close()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
 
     def __enter__(self) -> VncServer:
         self.start()
@@ -141,10 +146,18 @@ class VncServer:
         self.close()
 
     def _accept(self) -> None:
+        assert self._listener is not None
         try:
             end, _ = self._listener.accept()
         except OSError:
             return
+        self._take(end)
+
+    def adopt(self, end: socket.socket) -> None:
+        """Serve the client at the other end of `end`, which is closed in the end. From any thread."""
+        self.loop.call_soon(lambda: self._take(end))
+
+    def _take(self, end: socket.socket) -> None:
         if len(self._clients) >= CLIENTS_MAX:
             end.close()
             return

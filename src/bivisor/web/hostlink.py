@@ -46,6 +46,10 @@ class HostLink:
         """A domain's console: a connection that the caller closes, and what came already."""
         return await asyncio.to_thread(lambda: HostClient(self._place).console(domain))
 
+    async def screen(self, domain: str) -> tuple[socket.socket, bytes]:
+        """A domain's screen: a connection that carries the RFB protocol, and what came of it already."""
+        return await asyncio.to_thread(lambda: HostClient(self._place).take("screen", domain=domain))
+
     def close(self) -> None:
         """Disconnect."""
         if self._client is not None:

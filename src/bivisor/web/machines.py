@@ -33,7 +33,8 @@ class Machines:
             with suppress(BivisorError), HostClient.at(path) as client:
                 told = client.call("describe")
                 console = f"/console/{IDENTITY}{name}" if told["console"] else None
-                found.append(told | {"id": f"{IDENTITY}{name}", "console": console})
+                screen = f"/screen/{IDENTITY}{name}" if told["screen"] else None
+                found.append(told | {"id": f"{IDENTITY}{name}", "console": console, "screen": screen})
         return found
 
     async def call(self, identity: str, method: str, **params: Any) -> Any:
@@ -50,6 +51,10 @@ class Machines:
     async def console(self, identity: str) -> tuple[socket.socket, bytes]:
         """A machine's console: a connection that the caller closes, and what came already."""
         return await asyncio.to_thread(lambda: self._open(identity).console(identity))
+
+    async def screen(self, identity: str) -> tuple[socket.socket, bytes]:
+        """A machine's screen: a connection that carries the RFB protocol, and what came of it already."""
+        return await asyncio.to_thread(lambda: self._open(identity).take("screen"))
 
     def _open(self, identity: str) -> HostClient:
         path = machine_sockets(self._place).get(identity.removeprefix(IDENTITY))

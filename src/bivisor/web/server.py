@@ -13,7 +13,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from bivisor.errors import BivisorError, UsageError
 from bivisor.toolstack.hostd.place import Place
-from bivisor.web.console import carry_console
+from bivisor.web.carry import carry
 from bivisor.web.guard import Guard
 from bivisor.web.hostlink import HostLink
 from bivisor.web.live import Live
@@ -39,6 +39,7 @@ class Page:
                 web.get("/state", self._state),
                 web.get("/live", self._socket(self._follow)),
                 web.get("/console/{domain}", self._socket(self._console)),
+                web.get("/screen/{machine}", self._socket(self._screen)),
                 web.get("/store", self._store),
                 web.post("/order/{order}", self._order),
                 web.static("/static", STATIC),
@@ -116,7 +117,13 @@ class Page:
         name = request.match_info["domain"]
         place = self._machines if name.startswith(IDENTITY) else self._host
         end, first = await place.console(name)
-        await carry_console(end, first, socket)
+        await carry(end, first, socket)
+
+    async def _screen(self, request: web.Request, socket: web.WebSocketResponse) -> None:
+        name = request.match_info["machine"]
+        place = self._machines if name.startswith(IDENTITY) else self._host
+        end, first = await place.screen(name)
+        await carry(end, first, socket)
 
 
 async def _index(_: web.Request) -> web.FileResponse:

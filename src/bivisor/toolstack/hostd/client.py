@@ -57,7 +57,11 @@ class HostClient:
 
     def console(self, domain: str) -> tuple[socket.socket, bytes]:
         """Attach to a domain's console: the connection, which is only that from now on, and what came already."""
-        self.call("console", domain=domain)
+        return self.take("console", domain=domain)
+
+    def take(self, method: str, **params: Any) -> tuple[socket.socket, bytes]:
+        """Call a method that has the connection to itself afterwards: the connection, and what came already."""
+        self.call(method, **params)
         return self._end, self._reader.rest
 
     def close(self) -> None:

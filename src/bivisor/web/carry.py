@@ -1,4 +1,4 @@
-"""A console between a socket of the host's and a web socket: bytes both ways until either ends."""
+"""Bytes between a socket of a host or machine and a web socket, both ways, until either ends: consoles and screens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from aiohttp import WSMsgType, web
 _PIECE = 16 << 10
 
 
-async def carry_console(end: socket.socket, first: bytes, page: web.WebSocketResponse) -> None:
-    """Until the domain or the page is gone. `first` is sent at once; `end` is closed."""
+async def carry(end: socket.socket, first: bytes, page: web.WebSocketResponse) -> None:
+    """Until the guest or the page is gone. `first` is sent at once; `end` is closed."""
     end.setblocking(False)
     if first:
         await page.send_bytes(first)
@@ -37,4 +37,4 @@ async def _say(end: socket.socket, page: web.WebSocketResponse) -> None:
             await page.send_bytes(data)
     except (OSError, asyncio.CancelledError):
         return
-    await page.close(message=b"the domain is gone")
+    await page.close(message=b"the guest is gone")
