@@ -189,7 +189,8 @@ class Ring(Event):
     """A back-end or device took a request of `domain` from a ring, or gave the response (`end` "request", "response").
 
     `ident` is what tells this request from others of the same `device` that are under way; `op` is what it asks for,
-    `size` how many bytes it moves, `sector` where. `status` is the response's. An interceptor gets the request, may
+    `size` how many bytes it moves, `sector` where. `status` is the response's, `port` the back-end's end of the ring's
+    event channel. An interceptor gets the request, may
     change its bytes in `entry`, and may Deny (it is answered with an error), Drop (it is not answered), Delay, or
     Answer(status).
     """
@@ -204,6 +205,7 @@ class Ring(Event):
     size: int = 0
     sector: int = -1
     status: int = 0
+    port: int = 0
     entry: bytearray = field(default_factory=bytearray)
 
     @property

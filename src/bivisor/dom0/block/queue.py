@@ -25,7 +25,9 @@ from bivisor.abi.xen.blkif import (
 )
 from bivisor.dom0.block.grants import Pages
 from bivisor.dom0.block.image import Image
+from bivisor.dom0.block.watched import describe, op_name
 from bivisor.dom0.xenbus.ring import BackRing, RingError
+from bivisor.dom0.xenbus.watched import RingPlace, WatchedRing
 from bivisor.host.loop import Loop
 from bivisor.memory import PAGE
 from bivisor.xen.errors import GrantError
@@ -83,6 +85,8 @@ class Queue:
         self._notify = notify
         self._broken = broken
         self._sectors = image.size // SECTOR
+        self.watch: WatchedRing | None = None
+        """Somebody listens."""
         self._answers: deque[_Answer] = deque()
         self._under_way: set[Future[None]] = set()
         self._barrier = False
@@ -132,6 +136,29 @@ class Queue:
 
     def _serve(self, request: bytes) -> int:
         """Carry out one request; the bytes that it moved."""
+        if self.watch is not None:
+            wanted = self.watch.asked(request)
+            if wanted is None:
+                return 0
+            request = wanted
+        return self._carry_out(request)
+
+    def place(self, device: str, domid: int) -> RingPlace:
+        """The ring, for `watch_ring`."""
+        return RingPlace(device, domid, lambda request: describe(self._layout, request), self._refuse, self._later)
+
+    def _refuse(self, request: bytes, status: int | None) -> None:
+        self._answer(request, BlkifRsp.ERROR if status is None else status)
+
+    def _later(self, seconds: float, request: bytes) -> None:
+        def now() -> None:
+            if not self._closed:
+                self._carry_out(request)
+                self._push()
+
+        self._loop.call_at(self._loop.now() + seconds, now)
+
+    def _carry_out(self, request: bytes) -> int:
         operation = self._operations.get(request[0])
         if operation is None:
             self._answer(request, BlkifRsp.EOPNOTSUPP)
@@ -156,7 +183,12 @@ class Queue:
         if self._answers:
             self._answers.append(_Answer(id_, operation, status))
         else:
-            self._ring.respond(self._layout.response.pack(id_, operation, status))
+            self._respond(id_, operation, status)
+
+    def _respond(self, id_: int, operation: int, status: int) -> None:
+        self._ring.respond(self._layout.response.pack(id_, operation, status))
+        if self.watch is not None:
+            self.watch.answered(op_name(operation), id_, status)
 
     def _answer_after(self, request: bytes, work: Callable[[], None], then: Callable[[], None] = lambda: None) -> None:
         """Do `work` beside the loop, `then` in the loop, and answer the request when both are over."""
@@ -179,7 +211,7 @@ class Queue:
         answers = self._answers
         while answers and (status := answers[0].status) is not None:
             answer = answers.popleft()
-            self._ring.respond(self._layout.response.pack(answer.id, answer.operation, status))
+            self._respond(answer.id, answer.operation, status)
         self._push()
 
     def _push(self) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from bivisor.abi.xen.blkif import (
     PROTOCOLS,
@@ -25,6 +26,7 @@ from bivisor.dom0.xenbus.link import Device
 from bivisor.dom0.xenbus.node import Node, Refused
 from bivisor.dom0.xenbus.ring import BackRing, RingError
 from bivisor.dom0.xenbus.service import Driver
+from bivisor.dom0.xenbus.watched import watch_ring
 from bivisor.errors import BivisorError
 from bivisor.xen.errors import GrantError, XenError
 from bivisor.xen.maptrack import Mapping as Mapped
@@ -137,6 +139,10 @@ class Vbd:
         except XenError as error:
             raise Refused(f"the front-end's event channel {remote} cannot be bound: {error}") from None
         self._undo.callback(control.unbind, port)
+        place = queue.place(f"vbd/{node.domid}/{node.devid}{prefix and '/' + prefix.rstrip('/')}", node.domid)
+        place.port = port
+        site = watch_ring(control.events, place, partial(setattr, queue, "watch"))
+        self._undo.callback(control.events.remove, site)
         # A back-end before this one may have been killed between an answer and its event.
         control.notify(port)
 

@@ -20,7 +20,6 @@ CallLater = Callable[[float, Callable[[], None]], None]
 
 _NAMES: Final = {int(number): number.name for number in MessageType}
 _NUMBERS: Final = {text: number for number, text in XSD_ERRORS.items()}
-_WITH_VALUE: Final = {MessageType.WRITE, MessageType.SET_PERMS, MessageType.WATCH, MessageType.UNWATCH}
 _FRONT: Final = re.compile(rb"/local/domain/(\d+)/device/([^/]+)/([^/]+)/state")
 _BACK: Final = re.compile(rb"/local/domain/\d+/backend/([^/]+)/(\d+)/([^/]+)/state")
 
@@ -54,8 +53,8 @@ class _Requests:
     def _ask(self, connection: Connection, message: Message, *, hooks: bool) -> None:
         probe = self._probe
         path, _, value = message.payload.partition(b"\0")
-        if message.type not in _WITH_VALUE:
-            path, value = message.payload.removesuffix(b"\0"), b""
+        if message.type != MessageType.WRITE:
+            value = value.removesuffix(b"\0")
         op = _NAMES.get(message.type, str(message.type))
         event = XenStore(probe.clock(), connection.domid, -1, 0, op, _text(path), _text(value), message.tx_id)
         reply = None
@@ -82,7 +81,8 @@ class _Requests:
         event.duration = probe.clock() - event.time
         probe.over(event)
         if event.reply != told:
-            reply = wire.reply(message, _bytes(event.reply))
+            end = b"\0" if reply.endswith(b"\0") else b""
+            reply = wire.reply(message, _bytes(event.reply) + end)
         self._server.finish(connection, reply)
 
     def _later(self, connection: Connection, message: Message) -> None:
@@ -97,7 +97,7 @@ class _Requests:
         if decoded.type == MessageType.ERROR:
             event.error = _NUMBERS.get(decoded.payload, errno.EIO)
         else:
-            event.reply = _text(decoded.payload)
+            event.reply = _text(decoded.payload.removesuffix(b"\0"))
 
     def event(self, connection: Connection, sent: bytes) -> bool:
         """See `Connection.on_event`."""
@@ -162,9 +162,9 @@ def _state(value: bytes) -> str:
 
 
 def _payload(message: Message, event: XenStore) -> bytes:
-    if message.type in _WITH_VALUE:
-        return _bytes(event.path) + b"\0" + _bytes(event.value)
-    return _bytes(event.path) + message.payload[len(message.payload.rstrip(b"\0")) :]
+    """The strings of the request as hooks want them: but for a value that is written each ends with a NUL."""
+    path, value = _bytes(event.path) + b"\0", _bytes(event.value)
+    return path + value if message.type == MessageType.WRITE or not value else path + value + b"\0"
 
 
 def _text(data: bytes) -> str:
