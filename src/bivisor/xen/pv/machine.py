@@ -165,8 +165,8 @@ class PvMachine:
     def trap(self, vector: int, error: int) -> bool:
         """See `Supervisor.trap`."""
         if vector == Vector.UD:
-            return self._forced_cpuid()
-        return self._store_to_table(self.cpu.fault_address)
+            return self.forced_cpuid()
+        return self.store_to_table(self.cpu.fault_address)
 
     def _code(self, length: int) -> bytes:
         found = b""
@@ -180,7 +180,7 @@ class PvMachine:
             at, length = at + part, length - part
         return found
 
-    def _forced_cpuid(self) -> bool:
+    def forced_cpuid(self) -> bool:
         """XEN_EMULATE_PREFIX and CPUID (arch-x86/xen.h)."""
         if self._code(len(_FORCED_CPUID)) != _FORCED_CPUID:
             return False
@@ -190,7 +190,7 @@ class PvMachine:
         self.cpu.rip += len(_FORCED_CPUID)
         return True
 
-    def _store_to_table(self, va: int) -> bool:
+    def store_to_table(self, va: int) -> bool:
         """A store of the kernel's to a page that it has mapped read-only: if it is a level-1 table, do it for it."""
         pages = self.pages
         index = pages.l1_index(self.root, va)

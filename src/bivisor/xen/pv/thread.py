@@ -16,6 +16,7 @@ from bivisor.xen.errors import XenError
 from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.fast import CODE, SWITCHES, UPDATES
 from bivisor.xen.pv.machine import PvMachine
+from bivisor.xen.pv.msrs import IGNORED, READABLE
 from bivisor.xen.pv.stub import CRASH_CALL, ENTRIES, EVENTS_CALL
 from bivisor.xen.pv.table import TABLE, step
 from bivisor.xen.vcpu_thread import VcpuThread
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
 
 _FUNCTION = TABLE.get
 _MASK: Final = (1 << 64) - 1
-_PAT: Final = 0x0005_0100_0704_0106  # what Xen has there (arch-x86/xen.h, "PAT")
-_READABLE: Final[dict[int, int]] = {
-    Msr.IA32_EFER: 0xD01,
-    Msr.IA32_PAT: _PAT,
-    Msr.IA32_APIC_BASE: 0xFEE0_0900,
-    Msr.IA32_MTRRCAP: 0,
-    Msr.IA32_BIOS_SIGN_ID: 0,
-    Msr.IA32_PLATFORM_ID: 0,
-    Msr.MISC_FEATURES_ENABLES: 0,
-    Msr.IA32_MISC_ENABLE: 0,
-    Msr.AMD_HWCR: 0,
-    0xC001_1029: 0,
-    0xC001_0055: 0,
-    0xC001_001F: 0,
-}
-_IGNORED: Final = frozenset({Msr.IA32_PAT, Msr.IA32_EFER, Msr.IA32_BIOS_SIGN_ID, Msr.AMD_HWCR, 0xC001_1029})
 
 
 class PvThread(VcpuThread):
@@ -57,6 +42,7 @@ class PvThread(VcpuThread):
         self._registers = machine.cpu.registers
         self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)
         self._lock = guest.xen.lock
+        self._online = domain.online
         self._sites.append(watch_hypercalls(self._pv_call, TABLE))
         self._calls = 0
         self.counts = dict.fromkeys(TABLE, 0)
@@ -95,7 +81,7 @@ class PvThread(VcpuThread):
         if not self._calls & 63:
             self._guest.keep_time(self.tsc)
         self.handling = False
-        return self._wish is None and self._domain.state is State.RUNNING
+        return self._wish is None and self._domain.state is State.RUNNING and self.index in self._online
 
     def _unknown(self, number: int) -> int:
         if number == EVENTS_CALL:
@@ -128,7 +114,7 @@ class PvThread(VcpuThread):
 
     def _rdmsr(self, exit_: Exit) -> bool:
         assert isinstance(exit_, RdMsr)
-        value = self.tsc() if exit_.index == Msr.IA32_TIME_STAMP_COUNTER else _READABLE.get(exit_.index)
+        value = self.tsc() if exit_.index == Msr.IA32_TIME_STAMP_COUNTER else READABLE.get(exit_.index)
         if value is None:
             exit_.error[0] = 1
         else:
@@ -137,6 +123,6 @@ class PvThread(VcpuThread):
 
     def _wrmsr(self, exit_: Exit) -> bool:
         assert isinstance(exit_, WrMsr)
-        if exit_.index not in _IGNORED:
+        if exit_.index not in IGNORED:
             exit_.error[0] = 1
         return True
