@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from bivisor.cpu.windows import MachineWindows
 from bivisor.errors import ImageError, UsageError
 from bivisor.kvm.vm import MIB, VirtualMachine
-from bivisor.kvm.windows import MachineWindows
 from bivisor.memory import PAGE, GuestMemory, MemoryRegion, Slot
 from bivisor.platform import i8254, port61
 from bivisor.platform.board import Board
+from bivisor.platform.hpet import Hpet, TimerLine
 from bivisor.platform.i440fx.board import BoardOptions, I440fxBoard, Site
 from bivisor.platform.ide.drive import Drive
 from bivisor.platform.irqchip import TIMER_GSI, PcIrqChip
@@ -73,7 +74,7 @@ class FirmwareMachine(VirtualMachine):
         return memory
 
     def _make_board(self, cpus: int, debug_exit_port: int) -> Board:
-        set_irq, timer_gsi = self._interrupts()
+        set_irq, timer_gsi, hpet = self._interrupts()
         windows = self.windows = MachineWindows(self.machine, self.memory)
         site = Site(
             self.ports,
@@ -94,23 +95,25 @@ class FirmwareMachine(VirtualMachine):
             vga_rom=self._settings.firmware.vga,
             firmware_log=self._settings.log,
             uuid=self._settings.uuid,
+            hpet=hpet,
         )
         self.board = I440fxBoard(site, options, console=self._com1, on_event=self._event)
         return self.board
 
-    def _interrupts(self) -> tuple[Callable[[int, bool], None], int]:
-        """Interrupt controllers and timer; the function that sets a line, and the timer's input of the I/O APIC."""
+    def _interrupts(self) -> tuple[Callable[[int, bool], None], int, Hpet]:
+        """Interrupt controllers and timers; the function that sets a line, and the timer's input of the I/O APIC."""
         machine = self.machine
         if machine.irqchip == "kernel":
-            return machine.set_irq, 0
+            return machine.set_irq, 0, Hpet(self.loop, machine.set_irq)  # the 8254 is in the kernel, and stays
         chip = PcIrqChip(machine.set_intr, machine.signal_msi, self.loop.lock)
         chip.attach(self.ports, self.mmio)
         machine.connect_irqchip(chip)
-        pit = i8254.I8254(self.loop, partial(chip.set_irq, 0))
+        line = TimerLine(partial(chip.set_irq, 0))
+        pit = i8254.I8254(self.loop, line.pit)
         self._behind_devices.callback(pit.close)
         self.ports.attach(i8254.BASE_PORT, i8254.PORTS, pit, "8254")
         self.ports.attach(port61.PORT, 1, port61.Port61(pit.channels[2], self.loop), "port 0x61")
-        return chip.set_irq, TIMER_GSI
+        return chip.set_irq, TIMER_GSI, Hpet(self.loop, chip.set_irq, line)
 
     def add_drive(self, drive: Drive, place: int) -> None:
         """Plug in an IDE drive: 0 and 1 are the primary channel's, 2 and 3 the secondary's."""

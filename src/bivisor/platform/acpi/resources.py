@@ -35,6 +35,11 @@ def irq(number: int) -> bytes:
     return _IRQ.pack(0x22, 1 << number)
 
 
+def memory(base: int, length: int) -> bytes:
+    """Memory32Fixed (ReadWrite, base, length)"""
+    return struct.pack("<BHBII", 0x86, 9, 1, base, length)
+
+
 def bus_numbers(first: int, last: int) -> bytes:
     """WordBusNumber: the buses behind a host bridge."""
     return _word_space(_BUS, 0, first, last)

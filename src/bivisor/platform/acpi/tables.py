@@ -6,8 +6,9 @@ Specification: ACPI 6.5, sections 5.2.5 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT), 5.2.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from bivisor.platform import acpi_pm, ioapic, irqchip, reset, rtc
 from bivisor.platform.acpi import dsdt
@@ -129,8 +130,9 @@ class LooseTables:
     xsdt: int
 
 
-def build_loose_tables(board: Board, code: bytes) -> LooseTables:
-    """The tables of `board` with the definition block `code`, for firmware that finds a place for them itself."""
+def build_loose_tables(board: Board, code: bytes, more: Mapping[bytes, bytes] = MappingProxyType({})) -> LooseTables:
+    """The tables of `board` with the definition block `code`, for firmware that finds a place for them itself. `more`
+    has the bodies of further tables by their signatures."""
     image = bytearray()
     pointers: list[tuple[int, int]] = []
     tables: list[tuple[int, int]] = []
@@ -147,9 +149,15 @@ def build_loose_tables(board: Board, code: bytes) -> LooseTables:
     facs = place(_FACS.pack(b"FACS", _FACS.size, 0, 0, 0, 0, 0, 2), checked=False)
     definition = place(_table(b"DSDT", 2, code))
     fadt = place(_fadt(facs, definition, board.boot_flags), ((36, 4), (40, 4), (140, 8)))
-    madt = place(_madt(board))
-    rsdt = place(_table(b"RSDT", 1, struct.pack("<2I", fadt, madt)), [(_HEADER.size + 4 * n, 4) for n in range(2)])
-    xsdt = place(_table(b"XSDT", 1, struct.pack("<2Q", fadt, madt)), [(_HEADER.size + 8 * n, 8) for n in range(2)])
+    found = [fadt, place(_madt(board)), *(place(_table(name, 1, body)) for name, body in more.items())]
+    count = len(found)
+    rsdt, xsdt = (
+        place(
+            _table(name, 1, struct.pack(f"<{count}{letter}", *found)),
+            [(_HEADER.size + size * n, size) for n in range(count)],
+        )
+        for name, letter, size in ((b"RSDT", "I", 4), (b"XSDT", "Q", 8))
+    )
     return LooseTables(bytes(image), tuple(pointers), tuple(tables), rsdt, xsdt)
 
 

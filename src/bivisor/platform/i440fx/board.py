@@ -21,11 +21,12 @@ from functools import partial
 
 from bivisor.host.loop import Loop
 from bivisor.memory import HOLE_START
-from bivisor.platform import acpi_pm, debugcon, debugexit, fwcfg, i8237, reset, rtc, serial, smbios
+from bivisor.platform import acpi_pm, debugcon, debugexit, fwcfg, hpet, i8237, reset, rtc, serial, smbios
 from bivisor.platform.acpi import AcpiTables
 from bivisor.platform.ahci import Ahci
 from bivisor.platform.bus import Bus
 from bivisor.platform.events import Event, OnEvent
+from bivisor.platform.hpet import Hpet
 from bivisor.platform.i440fx import bridges, tables
 from bivisor.platform.ide import PiixIde
 from bivisor.platform.ide.drive import Drive
@@ -62,7 +63,7 @@ class Site:
 @dataclass(frozen=True, slots=True)
 class BoardOptions:
     """What can be chosen. `firmware_log` gets the firmware's debug lines, `boot_order` its device paths, `wall` is the
-    RTC's time."""
+    RTC's time, `hpet` comes from whoever has the interrupt controllers, where one is wanted."""
 
     cpus: int = 1
     max_cpus: int = 1
@@ -72,6 +73,7 @@ class BoardOptions:
     firmware_log: Callable[[bytes], None] = lambda _: None
     uuid: uuids.UUID = field(default_factory=uuids.uuid4)
     wall: Callable[[], float] = time.time
+    hpet: Hpet | None = None
 
 
 class I440fxBoard:
@@ -127,6 +129,8 @@ class I440fxBoard:
         ports.attach(ADDRESS_PORT, PORTS, config, "PCI configuration")
         fast = reset.FastReset(self._on_event, self._site.set_a20)
         ports.attach(reset.FAST_RESET_PORT, 1, fast, "port 0x92")
+        if options.hpet is not None:
+            self._site.mmio.attach(hpet.BASE, hpet.LENGTH, options.hpet, "HPET")
         ports.attach(options.debug_exit_port, debugexit.PORTS, debugexit.DebugExit(self._on_event), "debug exit")
 
     def add_sata_drive(self, drive: Drive) -> str:
@@ -152,7 +156,11 @@ class I440fxBoard:
             "etc/smbios/smbios-tables": structures,
             "bootorder": b"".join(path.encode() + b"\n" for path in self.boot_order) + b"\0",
             **tables.acpi_files(
-                cpus=options.cpus, timer_gsi=options.timer_gsi, com_ports=((COM1_PORT, COM1_IRQ),), size=size
+                cpus=options.cpus,
+                timer_gsi=options.timer_gsi,
+                com_ports=((COM1_PORT, COM1_IRQ),),
+                size=size,
+                hpet=options.hpet,
             ),
         }
         for name, data in files.items():
@@ -163,6 +171,8 @@ class I440fxBoard:
         """See `Board.close`."""
         with ExitStack() as last_first:
             last_first.callback(self.pci.close)
+            if self._options.hpet is not None:
+                last_first.callback(self._options.hpet.close)
             for device in (self.pm, self.rtc, self.com1, self.log):
                 last_first.callback(device.close)
 

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 from bivisor.memory import HOLE_END, HOLE_START
 from bivisor.platform import acpi_pm, rtc
+from bivisor.platform import hpet as hpets
 from bivisor.platform.acpi import aml, resources
 from bivisor.platform.acpi.tables import Board, build_loose_tables, loose_rsdp
+from bivisor.platform.hpet import Hpet
 from bivisor.platform.i440fx.bridges import pirq_of
 from bivisor.platform.pci.bus import ADDRESS_PORT, PORTS
 
@@ -39,7 +41,9 @@ def e820(size: int) -> bytes:
     return b"".join(_E820.pack(*entry) for entry in entries)
 
 
-def acpi_files(*, cpus: int, timer_gsi: int, com_ports: Sequence[tuple[int, int]], size: int) -> dict[str, bytes]:
+def acpi_files(
+    *, cpus: int, timer_gsi: int, com_ports: Sequence[tuple[int, int]], size: int, hpet: Hpet | None = None
+) -> dict[str, bytes]:
     """The ACPI tables of the board, and the script that has firmware place them."""
     board = Board(
         cpus=cpus,
@@ -47,7 +51,8 @@ def acpi_files(*, cpus: int, timer_gsi: int, com_ports: Sequence[tuple[int, int]
         level_irqs=(acpi_pm.SCI_IRQ, *sorted(set(PIRQ_LINES))),
         boot_flags=_LEGACY_DEVICES | _HAS_8042,
     )
-    tables = build_loose_tables(board, _definition(com_ports, size))
+    more = {} if hpet is None else {b"HPET": hpet.table()}
+    tables = build_loose_tables(board, _definition(com_ports, size, has_hpet=hpet is not None), more)
     names = {name: name.encode().ljust(56, b"\0") for name in (TABLES_FILE, RSDP_FILE)}
     script = [
         _ALLOCATE.pack(1, names[TABLES_FILE], 64, _HIGH),
@@ -62,9 +67,12 @@ def acpi_files(*, cpus: int, timer_gsi: int, com_ports: Sequence[tuple[int, int]
     return {TABLES_FILE: tables.image, RSDP_FILE: loose_rsdp(tables), LOADER_FILE: b"".join(script)}
 
 
-def _definition(com_ports: Sequence[tuple[int, int]], size: int) -> bytes:
+def _definition(com_ports: Sequence[tuple[int, int]], size: int, *, has_hpet: bool) -> bytes:
     sleep = aml.package(aml.integer(S5_TYPE), aml.integer(S5_TYPE), aml.ZERO, aml.ZERO)
     devices = [_host_bridge(com_ports, size)]
+    if has_hpet:
+        place = resources.template(resources.memory(hpets.BASE, hpets.LENGTH))
+        devices.append(aml.device("HPET", aml.name("_HID", aml.eisa_id("PNP0103")), aml.name("_CRS", place)))
     return aml.name("\\_S5", sleep) + aml.scope("\\_SB", *devices)
 
 
