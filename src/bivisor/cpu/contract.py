@@ -175,6 +175,10 @@ class Machine(Protocol):
     def taken_from_port(self) -> int:
         """How many bytes of what `feed_port` got have been read."""
 
+    def gather_strings(self) -> None:
+        """Let the items of an INS with a repeat prefix come in one `PortIo` exit as far as that can be, where they
+        would come one by one. Not together with `feed_port`. After the first processor."""
+
     def set_a20(self, enabled: bool) -> None:
         """Gate address line 20, where the engine can: with it off, each second MiB is the one before it once more."""
 

@@ -20,7 +20,11 @@ class MachineWindows:
 
     def show(self, name: str, gpa: int | None, region: MemoryRegion, offset: int, size: int) -> None:
         """See `Windows.show`."""
-        self._wanted[name] = None if gpa is None else Slot(gpa, size, region, offset)
+        self.show_slot(name, None if gpa is None else Slot(gpa, size, region, offset))
+
+    def show_slot(self, name: str, slot: Slot | None) -> None:
+        """Let window `name` be `slot`, or nowhere."""
+        self._wanted[name] = slot
         self._machine.between_blocks(self._settle)
 
     def _settle(self) -> None:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 
 from bivisor.abi.xen import xen as abi
-from bivisor.dom0 import domctl
+from bivisor.dom0 import dmop, domctl
 from bivisor.dom0.version import ROOM, Version, version
 from bivisor.host.loop import Loop
 from bivisor.memory import PAGE, GuestMemory, Slot
@@ -41,6 +41,9 @@ class Control:
         at = _MEMORY - domctl.ROOM
         xen.call_later = self._call_later
         self.domains = domctl.Domains(self.hypercall, xen.lock, self._memory.view(at, domctl.ROOM), at)
+        at -= dmop.ROOM
+        self.emulation = dmop.Emulation(self.hypercall, xen.lock, self._memory.view(at, dmop.ROOM), at)
+        self.domain.run_now = self._run_now
 
     def hypercall(self, nr: int, *arguments: int) -> int:
         """Any hypercall; handles are addresses in Dom0's own memory. The result, or a negative error number."""
@@ -67,6 +70,19 @@ class Control:
         """Frame `gfn` of another domain, in place. XenError: ESRCH, EINVAL."""
         with self.xen.lock:
             return self.xen.map_foreign(self.domain, domid, gfn)
+
+    def map_foreign_range(self, domid: int, gpa: int, length: int) -> memoryview:
+        """`length` bytes of another domain's RAM from `gpa` on, in place. XenError: ESRCH, EINVAL."""
+        with self.xen.lock:
+            return self.xen.map_foreign_range(self.domain, domid, gpa, length)
+
+    def show_memory(self, domid: int, name: str, slot: Slot | None) -> None:
+        """Show memory of Dom0's own to an HVM domain, at `slot`, under a name; None: no more.
+
+        XenError: ESRCH, EINVAL.
+        """
+        with self.xen.lock:
+            self.xen.map_device_memory(self.domain, domid, name, slot)
 
     def set_param(self, domid: int, index: int, value: int) -> None:
         """HVMOP_set_param."""
@@ -175,6 +191,11 @@ class Control:
             self._scheduled = True
             self.loop.call_soon(self._drain)
 
+    def _run_now(self) -> None:
+        """See `Domain.run_now`: Dom0's processor is whatever thread has the loop's lock."""
+        with self.loop.lock:
+            self._drain()
+
     def _drain(self) -> None:
         """The upcall: take pending ports in the order that a kernel does, selector word by selector word."""
         self._scheduled = False
@@ -206,4 +227,5 @@ class Control:
             self.unbind(port)
         self.events.remove(self._site)
         self.domains.close()
+        self.emulation.close()
         self._memory.close()

@@ -71,7 +71,7 @@ class DomainConfig:
             raise XenError(Errno.EINVAL)
         if flags & (Cdf.IOMMU | Cdf.VPMU | Cdf.NESTED_VIRT) or vmtrace:  # there is none of these here
             raise XenError(Errno.EINVAL)
-        if emulation not in ((0, abi.X86_EMU_LAPIC) if hvm else (0,)):
+        if emulation not in ((0, abi.X86_EMU_LAPIC, abi.X86_EMU_HVM) if hvm else (0,)):
             raise XenError(Errno.EOPNOTSUPP)
         if pool:
             raise XenError(Errno.ESRCH)

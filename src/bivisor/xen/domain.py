@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bivisor.events import Site
     from bivisor.xen.event_channel import EventChannels
     from bivisor.xen.grant_table import GrantTable
+    from bivisor.xen.hvm.state import HvmState
 
 
 MAX_PAUSES = 255
@@ -146,6 +147,11 @@ class Domain:
         self.quiesce: Callable[[], None] | None = None
         """Returns once each processor has been between two instructions since it was called. Only for an engine that
         carries out a guest's locked instructions in several steps; called with the hypervisor's lock held."""
+        self.run_now: Callable[[], None] = lambda: None
+        """Called by a processor of another domain that can do nothing before this one has done something: if what runs
+        this domain can use the calling thread, it does, as Xen's scheduler would give it the processor."""
+        self.hvm: HvmState | None = None
+        """What an HVM domain has beside a PVH domain."""
         self.send_nmi: Callable[[int], None] | None = None
         """Gives processor n a non-maskable interrupt; None where what runs the domain cannot."""
 
@@ -205,6 +211,11 @@ class Domain:
     def absent(self) -> set[int]:
         """The frames of its RAM that it has given up."""
         return self._absent
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether some frame of its RAM may not be its own: given up, or another's that is mapped there."""
+        return bool(self._absent)
 
     @property
     def pages(self) -> int:

@@ -111,6 +111,13 @@ class EventChannels:
             raise XenError(Errno.EINVAL)
         return self._ports[port]
 
+    def _own(self, port: int) -> Channel:
+        """EINVAL where there has never been such a port, or it is the hypervisor's own."""
+        channel = self._channel(port)
+        if channel.consumer is not None:
+            raise XenError(Errno.EINVAL)
+        return channel
+
     def _check_vcpu(self, vcpu: int) -> None:
         if not 0 <= vcpu < len(self.domain.vcpus):
             raise XenError(Errno.ENOENT)
@@ -173,7 +180,7 @@ class EventChannels:
     def bind_vcpu(self, port: int, vcpu: int) -> None:
         """Events of `port` go to `vcpu` from now on. ENOENT; EINVAL where it belongs to one processor for good."""
         self._check_vcpu(vcpu)
-        channel = self._channel(port)
+        channel = self._own(port)
         match channel.status:
             case EvtchnStat.UNBOUND | EvtchnStat.INTERDOMAIN:
                 pass
@@ -183,9 +190,30 @@ class EventChannels:
                 raise XenError(Errno.EINVAL)
         channel.vcpu = vcpu
 
+    def alloc_for_xen(self, remote: int, consumer: Callable[[], None]) -> int:
+        """A port of this domain that is the hypervisor's: domain `remote` binds to it, and `consumer` is called, under
+        the hypervisor's lock, when it sends. The domain itself can do nothing with it. ENOSPC."""
+        channel = self._open(self._find_free(), EvtchnStat.UNBOUND)
+        channel.remote_domid = remote
+        channel.consumer = consumer
+        return channel.port
+
+    def close_for_xen(self, port: int) -> None:
+        """Close a port of `alloc_for_xen`; nothing to do where the domain has gone before."""
+        channel = self._channel(port)
+        if channel.consumer is not None:
+            channel.consumer = None
+            self.close(port)
+
+    def send_from_xen(self, port: int) -> None:
+        """An event for whoever has bound a port of `alloc_for_xen`."""
+        peer = self._channel(port).peer
+        if peer is not None:
+            peer.owner.events._raise(peer)
+
     def close(self, port: int) -> None:
         """Close `port`; the other end of an interdomain channel waits for a new connection. EINVAL if it is closed."""
-        channel = self._channel(port)
+        channel = self._own(port)
         match channel.status:
             case EvtchnStat.CLOSED:
                 raise XenError(Errno.EINVAL)
@@ -218,11 +246,13 @@ class EventChannels:
 
     def _close_all(self) -> None:
         for channel in self._ports:
-            if channel.status is not EvtchnStat.CLOSED:
+            if channel.status is not EvtchnStat.CLOSED and channel.consumer is None:
                 self.close(channel.port)
 
     def destroy(self) -> None:
         """The domain dies: every port closes, and its memory is not touched from here any more."""
+        for channel in self._ports:
+            channel.consumer = None
         self._close_all()
         self._abi.close()
         self._upcalls.close()
@@ -231,6 +261,9 @@ class EventChannels:
 
     def _raise(self, channel: Channel) -> None:
         """Every event of this domain comes through here, from whatever thread."""
+        if channel.consumer is not None:
+            channel.consumer()
+            return
         if self.defer is None or not self.defer(lambda: self._raise_now(channel)):
             self._abi.set_pending(channel)
 
@@ -240,7 +273,7 @@ class EventChannels:
 
     def send(self, port: int) -> None:
         """An event for the other end of `port`; to one that nobody has bound it is lost. EINVAL for any other kind."""
-        channel = self._channel(port)
+        channel = self._own(port)
         match channel.status:
             case EvtchnStat.INTERDOMAIN:
                 peer = channel.peer
@@ -258,9 +291,7 @@ class EventChannels:
     def notify(self, port: int) -> None:
         """The hypervisor itself raises an event at `port` of this domain. Nothing happens where it is closed."""
         channel = self._channel(port)
-        if channel.status is not EvtchnStat.CLOSED and (
-            self.on_send is None or self.on_send("notify", 0, channel)
-        ):
+        if channel.status is not EvtchnStat.CLOSED and (self.on_send is None or self.on_send("notify", 0, channel)):
             self._raise(channel)
 
     def arrive(self, channel: Channel) -> None:

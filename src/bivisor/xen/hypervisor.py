@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
+from bivisor.errors import GuestAddressError
 from bivisor.events import Events
-from bivisor.memory import GuestMemory
+from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen.config import PVH, DomainConfig
 from bivisor.xen.conring import ConsoleRing
 from bivisor.xen.domain import Domain, State, Upcall
@@ -177,6 +178,8 @@ class Xen:
                 return domain.grants.max_status_frames
             case abi.RESOURCE_GRANT_TABLE, _:
                 raise XenError(Errno.EINVAL)
+            case abi.RESOURCE_IOREQ_SERVER, _ if domain.hvm is not None:
+                return domain.hvm.servers.frames(number)
             case abi.RESOURCE_IOREQ_SERVER | abi.RESOURCE_VMTRACE_BUF, _:
                 raise XenError(Errno.EINVAL)  # the domain has no such server
             case _:
@@ -197,6 +200,9 @@ class Xen:
                 raise XenError(Errno.EPERM)
             if frame < 0 or count < 0 or frame + count > self.resource_size(domain, kind, number):
                 raise XenError(Errno.EINVAL)
+            if kind == abi.RESOURCE_IOREQ_SERVER and domain.hvm is not None:
+                server = domain.hvm.servers.find(caller, number)
+                return [server.frame(index)[:] for index in range(frame, frame + count)]
             grants = domain.grants
             find = grants.frame if number == abi.RESOURCE_GRANT_TABLE_SHARED else grants.status_frame
             return [find(index) for index in range(frame, frame + count)]
@@ -206,6 +212,37 @@ class Xen:
         if not caller.privileged:
             raise XenError(Errno.EPERM)
         return self.find(domid).frame(gfn)[:]
+
+    def map_foreign_range(self, caller: Domain, domid: int, gpa: int, length: int) -> memoryview:
+        """`length` bytes of the domain's own RAM from `gpa` on, or of one of its pages outside that, in place.
+
+        XenError: EPERM, ESRCH, EINVAL where a frame of them is not the domain's."""
+        if not caller.privileged:
+            raise XenError(Errno.EPERM)
+        domain = self.find(domid)
+        within = gpa % PAGE
+        if within + length <= PAGE:
+            return domain.frame(gpa >> abi.PAGE_SHIFT)[within : within + length]
+        if domain.has_holes:
+            for gfn in range(gpa >> abi.PAGE_SHIFT, (gpa + length - 1 >> abi.PAGE_SHIFT) + 1):
+                domain.own_frame(gfn).release()
+        try:
+            view = domain.memory.view(gpa, length)
+        except GuestAddressError:
+            raise XenError(Errno.EINVAL) from None
+        if view.obj is not domain.memory.ram.view.obj:
+            raise XenError(Errno.EINVAL)
+        return view
+
+    def map_device_memory(self, caller: Domain, domid: int, name: str, slot: Slot | None) -> None:
+        """Show memory of the caller's to an HVM domain at `slot`, under a `name`, or no more (None): what a device
+        model adds to the physmap of a guest for its frame buffer. XenError: EPERM, ESRCH, EINVAL."""
+        if not caller.privileged:
+            raise XenError(Errno.EPERM)
+        hvm = self.find(domid).hvm
+        if hvm is None:
+            raise XenError(Errno.EINVAL)
+        hvm.windows.show_slot(name, slot)
 
     def map_frame(self, mapper: Domain, gfn: int, granter: Domain, frame: int, *, readonly: bool) -> None:
         """Let guest `mapper` see `frame` of `granter` at `gfn`, where it has nothing. XenError(EINVAL, ENOMEM)."""

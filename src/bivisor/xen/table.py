@@ -12,12 +12,13 @@ from bivisor.xen.call import Call, Preempted
 from bivisor.xen.domain import State
 from bivisor.xen.errors import XenError
 from bivisor.xen.hypercalls.console import console_io
+from bivisor.xen.hypercalls.dm import dm_op
 from bivisor.xen.hypercalls.domctl import domctl
 from bivisor.xen.hypercalls.event_channel import event_channel_op
 from bivisor.xen.hypercalls.grant_table import grant_table_op
 from bivisor.xen.hypercalls.hvm import hvm_op
 from bivisor.xen.hypercalls.memory import memory_op
-from bivisor.xen.hypercalls.others import dm_op, hypfs_op, mmuext_op, platform_op, refused, vm_assist
+from bivisor.xen.hypercalls.others import hypfs_op, mmuext_op, platform_op, refused, vm_assist
 from bivisor.xen.hypercalls.sched import sched_op
 from bivisor.xen.hypercalls.sysctl import sysctl
 from bivisor.xen.hypercalls.vcpu import set_timer_op, vcpu_op

@@ -5,6 +5,7 @@ The two event ABIs (`events_2l.py`, `events_fifo.py`) differ in where a port's b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from bivisor.abi.xen.event_channel import EVTCHN_FIFO_PRIORITY_DEFAULT, EvtchnStat
@@ -16,7 +17,10 @@ from bivisor.xen.domain import Domain
 class Channel:
     """One port of a domain, as the hypervisor keeps it. `peer` is the other end of an interdomain channel."""
 
-    __slots__ = ("last_queue", "owner", "peer", "pending", "port", "priority", "remote_domid", "status", "vcpu", "virq")
+    __slots__ = (
+        "consumer", "last_queue", "owner", "peer", "pending", "port", "priority", "remote_domid", "status",
+        "vcpu", "virq",
+    )  # fmt: skip
 
     def __init__(self, owner: Domain, port: int) -> None:
         self.owner = owner
@@ -33,6 +37,8 @@ class Channel:
         self.peer: Channel | None = None
         self.priority = EVTCHN_FIFO_PRIORITY_DEFAULT
         self.pending = False
+        self.consumer: Callable[[], None] | None = None
+        """Takes the events of a port that is the hypervisor's own: the domain sees nothing of them."""
 
 
 class EventAbi(Protocol):

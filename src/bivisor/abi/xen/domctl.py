@@ -67,6 +67,8 @@ CREATEDOMAIN = struct.Struct("<I16sIIIIiiIIIII")
 GRANT_VERSION_MASK = 0xF
 X86_EMU_LAPIC = 1 << 0
 """The only device that the hypervisor emulates for a PVH domain."""
+X86_EMU_HVM = 0x37F
+"""XEN_X86_EMU_ALL without the devices that a guest with direct access to hardware has (vPCI)."""
 MSR_RELAXED = 1 << 0
 
 

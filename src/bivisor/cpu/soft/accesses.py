@@ -27,6 +27,8 @@ _DENIED = 0x100
 _OWN = 0x100
 _U32 = (1 << 32) - 1
 _INTERNED = 4096
+_STRING = 4096
+_REPEAT, _OPERAND, _ADDRESS, _INS = 0xF3, 0x66, 0x67, 0x6D
 
 
 class Accesses:
@@ -55,6 +57,9 @@ class Accesses:
         self._out_exits: dict[int, PortIo] = {}
         self._in_exits: dict[int, PortIo] = {}
         self._mmio_exits: dict[tuple[int, int, bool], Mmio] = {}
+        self.gathers_strings = False
+        self._last_in = 0
+        self._string = memoryview(bytearray(_STRING))
         self.outs = self.ins = self.mmio_reads = self.mmio_writes = self.halts = 0
         self._counts: dict[str, int] = {}
         context = vcpu.machine.context
@@ -155,6 +160,10 @@ class Accesses:
                 if value is not None:
                     return value & (1 << 8 * size) - 1
             self.ins += 1
+            if self.gathers_strings:
+                value = self._gathered(port, size, key)
+                if value is not None:
+                    return value
             exit_ = self._in_exits.get(key) or self._new_port(self._in_exits, Direction.IN, port, size)
             if self._handled(exit_, key):
                 return int(self._sized[size].value)
@@ -162,6 +171,43 @@ class Accesses:
         except BaseException as error:
             self._fail(error)
         return 0
+
+    def _gathered(self, port: int, size: int, key: int) -> int | None:
+        """The rest of an INS with a repeat prefix as one exit: its first item; native code answers the others. None
+        where the guest does something else. Looked for with the second item in a row, which other accesses seldom are.
+        """
+        last, self._last_in = self._last_in, key
+        if key != last or size == 1 or self.replaying:
+            return None
+        count = min(self._repeats(), _STRING // size)
+        if count < 2:
+            return None
+        data = self._string[: count * size]
+        if not self._handled(PortIo(Direction.IN, port, size, count, data), key):
+            return None
+        self._vcpu.machine.feed_port(port, data[size:])
+        return int.from_bytes(data[:size], "little")
+
+    def _repeats(self) -> int:
+        """How often the INS at RIP is still to be done, 0 where there is none with a repeat prefix."""
+        cpu = self._cpu
+        self._vcpu.cpu.library.restore_state(cpu.cpu, self.context.return_address, 0)
+        flags = cpu.hflags.value
+        code = self._vcpu.read_linear(cpu.segs[1].base + cpu.eip.value & (1 << 64) - 1, 4) or b""
+        prefixes = set()
+        for at, byte in enumerate(code):
+            if byte == _INS:
+                break
+            if byte not in (_REPEAT, _OPERAND, _ADDRESS) or at == len(code) - 1:
+                return 0
+            prefixes.add(byte)
+        if _REPEAT not in prefixes:
+            return 0
+        wide = bool(flags & (p.HF_CS32 | p.HF_CS64)) != (_ADDRESS in prefixes)
+        mask = _U32 if wide else 0xFFFF
+        if flags & p.HF_CS64:
+            mask = _U32 if _ADDRESS in prefixes else (1 << 64) - 1
+        return int(cpu.regs[1]) & mask
 
     def _new_port(self, known: dict[int, PortIo], direction: Direction, port: int, size: int) -> PortIo:
         if len(known) >= _INTERNED:  # a guest that sweeps the ports must not fill the host's memory

@@ -264,6 +264,11 @@ class SoftMachine:
         """See `Machine.taken_from_port`."""
         return int(self.context.fast_at) - self._fed_from if self._fed_from else 0
 
+    def gather_strings(self) -> None:
+        """See `Machine.gather_strings`."""
+        if self._vcpu is not None:
+            self._vcpu.callbacks.gathers_strings = True
+
     def set_a20(self, enabled: bool) -> None:
         """See `Machine.set_a20`."""
         vcpu = self._vcpu

@@ -8,6 +8,7 @@ start: what they would switch between is one and the same, and write protection 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from bivisor.platform.acpi_pm import AcpiPm
 from bivisor.platform.bus import Bus, Claim
@@ -75,10 +76,17 @@ def pirq_of(slot: int, pin: int) -> int:
     return (slot - 1 + pin - 1) % PIRQS
 
 
+class Router(Protocol):
+    """Who carries out what the PIRQ registers say."""
+
+    def route(self, pirq: int, value: int) -> None:
+        """The guest wrote `value` to PIRQRC `pirq` (0 to 3)."""
+
+
 class IsaBridge(PciFunction):
     """Function 0 of the PIIX3."""
 
-    def __init__(self, router: PirqRouter) -> None:
+    def __init__(self, router: Router) -> None:
         super().__init__(Identity(0x8086, 0x7000, 0x060100, 0x00, *_SUBSYSTEM), name="PIIX3 ISA bridge")
         self._router = router
         self._writable[PIRQRC : PIRQRC + PIRQS] = b"\xff" * PIRQS

@@ -71,6 +71,11 @@ class PciBus:
         return tuple(function for _, function in sorted(self._functions.items()))
 
     @property
+    def places(self) -> tuple[int, ...]:
+        """Device and function numbers of all functions, as in the upper five and the lower three bits of a byte."""
+        return tuple(sorted(self._functions))
+
+    @property
     def slots(self) -> tuple[int, ...]:
         """The slots that have a device beside the host bridge."""
         return tuple(sorted({place // FUNCTIONS for place in self._functions} - {0}))
@@ -98,6 +103,15 @@ class PciBus:
         if function.pin and self._set_pin is None:
             function.config[reg.INTERRUPT_LINE] = isa_line_of(slot, function.pin)
         return slot
+
+    def remove(self, function: PciFunction) -> None:
+        """Pull `function` out: nothing answers for it any more. It is closed. UsageError where it is not there."""
+        if function not in self._places:
+            raise UsageError(f"{function.name} is not on the PCI bus")
+        self.set_intx(function, False)
+        function.unplug()
+        del self._functions[self._places.pop(function)]
+        function.close()
 
     def slot_of(self, function: PciFunction) -> int:
         """The slot that `function` is in."""

@@ -138,6 +138,13 @@ class PciFunction:
             raise UsageError(f"{self.name} sits on a bus already")
         self._host = host
 
+    def unplug(self) -> None:
+        """Leave the host: its ranges answer no more."""
+        if self._host is not None:
+            for bar in self.bars.values():
+                bar.move(self._host.ports if bar.kind is BarKind.IO else self._host.mmio, None, self.name)
+            self._host = None
+
     def config_read(self, offset: int, size: int) -> int:
         """`size` bytes of configuration space at `offset`, which lie inside it."""
         return int.from_bytes(self.config[offset : offset + size], "little")

@@ -171,7 +171,7 @@ def _affinity(call: Call, domain: Domain, union: bytearray) -> None:
 
 
 def _trigger(call: Call, domain: Domain, union: bytearray) -> None:
-    """XEN_DOMCTL_sendtrigger: an NMI. A PVH domain has no power button (ENODEV), and nothing else has a meaning."""
+    """XEN_DOMCTL_sendtrigger: an NMI, or the power button, which a PVH domain has not (ENODEV)."""
     trigger, vcpu = abi.SENDTRIGGER.unpack_from(union)
     match trigger:
         case abi.Trigger.NMI:
@@ -180,6 +180,8 @@ def _trigger(call: Call, domain: Domain, union: bytearray) -> None:
             if domain.send_nmi is None:
                 raise XenError(Errno.ENOSYS)
             domain.send_nmi(vcpu)
+        case abi.Trigger.POWER if domain.hvm is not None:
+            domain.hvm.press_power_button()
         case abi.Trigger.POWER | abi.Trigger.SLEEP:
             raise XenError(Errno.ENODEV)
         case _:

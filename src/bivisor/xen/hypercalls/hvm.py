@@ -56,7 +56,10 @@ def _set_param(call: Call, arg: int) -> int:
         case HvmParam.CALLBACK_IRQ:
             _set_callback(domain, value)
         case HvmParam.ACPI_IOPORTS_LOCATION:
-            raise XenError(Errno.ENODEV)  # of the device of power management, which a PVH domain has not
+            if domain.hvm is None:
+                raise XenError(Errno.ENODEV)  # of the device of power management, which a PVH domain has not
+            if value != 1:
+                raise XenError(Errno.EINVAL)  # the registers are where today's firmware wants them
         case _:
             pass
     domain.params[index] = value
@@ -64,7 +67,9 @@ def _set_param(call: Call, arg: int) -> int:
 
 
 def _set_callback(domain: Domain, value: int) -> None:
-    # By line or by PCI pin: taken, as Linux asks for line 1 before it registers vectors; nothing is wired to them.
+    if domain.hvm is not None:
+        domain.hvm.set_callback(value)
+    # By line or PCI pin to a PVH domain: taken, as Linux asks for line 1 before it registers vectors; it has no lines.
     vector = value & 0xFF if value >> 56 == abi.CALLBACK_VIA_VECTOR else 0
     for vcpu in domain.vcpus:
         vcpu.callback_vector = vector if vector >= _FIRST_VECTOR else 0

@@ -44,17 +44,6 @@ def mmuext_op(call: Call, uops: int, count: int, done: int, foreign: int, *_: in
     return 0
 
 
-def dm_op(call: Call, domid: int, *_: int) -> int:
-    """HYPERVISOR_dm_op(domid, nr_bufs, bufs): of device models. No domain has one. ESRCH, EINVAL, EPERM, EOPNOTSUPP."""
-    domain = call.hypervisor.find(domid & 0xFFFF)
-    if domain is call.domain:
-        raise XenError(Errno.EPERM)
-    if not domain.is_hvm:
-        raise XenError(Errno.EINVAL)
-    call.hypervisor.check_target(call.domain, domain)
-    raise XenError(Errno.EOPNOTSUPP)
-
-
 def hypfs_op(call: Call, *_: int) -> int:
     """HYPERVISOR_hypfs_op: the hypervisor's parameters as files. EPERM; to Dom0 there are none."""
     raise XenError(Errno.ENOSYS if call.domain.privileged else Errno.EPERM)

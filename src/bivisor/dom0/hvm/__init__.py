@@ -1,0 +1,1 @@
+"""The device model of an HVM domain: what QEMU is to Xen."""
