@@ -22,6 +22,10 @@ _COMMANDS = {
     "web": ("bivisor.cli.web", "Serve a page with the live picture of what runs."),
     "screenshot": ("bivisor.cli.screenshot", "Write a picture of a running PC's screen."),
     "keys": ("bivisor.cli.keys", "Press keys of a running PC."),
+    "compare": (
+        "bivisor.cli.compare",
+        "Run one guest under KVM and Xen, with every kind of device, and say what differs.",
+    ),
     "check": ("bivisor.cli.check", "Say what this host can do for guests, and how fast."),
 }
 INTERRUPTED = 130
