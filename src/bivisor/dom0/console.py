@@ -36,6 +36,8 @@ class ConsoleRing:
         self.history = bytearray()
         self._input = bytearray()
         self.broken = False
+        self.on_transfer: Callable[[str, int, int], None] | None = None
+        """Somebody listens: called with what was done ("write", "read"), how many bytes, and the event channel."""
         self._port = bind(self._event)
 
     def send(self, data: bytes) -> None:
@@ -62,8 +64,16 @@ class ConsoleRing:
             self._take(out_cons, waiting)
             struct.pack_into("<I", self._ring, _INDICES_AT + 8, out_prod)
         given = self._give(in_prod, IN_SIZE - (in_prod - in_cons & _U32))
+        if self.on_transfer is not None:
+            self._tell(waiting, given)
         if waiting or given:
             self._control.notify(self._port)
+
+    def _tell(self, written: int, read: int) -> None:
+        assert self.on_transfer is not None
+        for op, count in (("write", written), ("read", read)):
+            if count:
+                self.on_transfer(op, count, self._port)
 
     def _take(self, start: int, count: int) -> None:
         at = start % OUT_SIZE
@@ -76,9 +86,11 @@ class ConsoleRing:
 
     def _give(self, start: int, room: int) -> int:
         count = min(room, len(self._input))
-        for i in range(count):
-            self._ring[(start + i) % IN_SIZE] = self._input[i]
         if count:
+            at = start % IN_SIZE
+            first = min(count, IN_SIZE - at)
+            self._ring[at : at + first] = self._input[:first]
+            self._ring[: count - first] = self._input[first:count]
             del self._input[:count]
             struct.pack_into("<I", self._ring, _INDICES_AT + 4, start + count & _U32)
         return count

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from bivisor.abi.xen.xen import ShutdownReason
-from bivisor.boot import Cache
+from bivisor.boot.cache import Cache, uncached
 from bivisor.debug.server import Server
 from bivisor.debug.target import Target
 from bivisor.dom0.console import Console
 from bivisor.errors import GuestTimeout, UsageError
 from bivisor.toolstack import domnodes
+from bivisor.toolstack.agent import Agent
 from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.gdb import serve
+from bivisor.toolstack.inside import Inside
+from bivisor.toolstack.inspect import Inspected, Inspector
 from bivisor.toolstack.pv import PvDomain
 from bivisor.toolstack.pvh import PvhDomain
 from bivisor.toolstack.xlconfig import DomainConfig
@@ -34,14 +37,22 @@ _SLACK_KIB = 1024
 """What a domain may have beyond its target, as libxl grants it (LIBXL_MAXMEM_CONSTANT)."""
 
 
-class DomU:
+class DomU(Inside, Inspected):
     """A domain. `path` is its directory in the store; `feed` what it says; `config` what it is made of.
 
     Made by `XenHost.create`; `with` destroys it. With `records` all that it says is kept for `wait_for` and `output`.
+    With `agent`, its initramfs is one with the script of an agent, which runs commands.
     """
 
     def __init__(
-        self, host: XenHost, config: DomainConfig, *, cache: Cache | None, feed: Feed, records: bool = True
+        self,
+        host: XenHost,
+        config: DomainConfig,
+        *,
+        cache: Cache | None,
+        feed: Feed,
+        records: bool = True,
+        agent: bool = False,
     ) -> None:
         if config.kernel is None:
             raise UsageError("a domain needs a kernel")
@@ -81,6 +92,20 @@ class DomU:
                 feed.listen(self._hear)
             feed.input = self.console.send
             feed.untaken = lambda: self.console.untaken
+            if agent:
+                self._agent = self._connect_agent()
+        self._inspector = Inspector(self.target, config.kernel, cache or uncached)
+
+    def _connect_agent(self) -> Agent:
+        """With the loop's lock held."""
+
+        def send(data: bytes) -> None:
+            with self._host.loop.lock:
+                channel.send(data)
+
+        agent = Agent(send, self.stopped.is_set, self.name)
+        channel = self._host.channels.attach(self.domid, agent.hear)
+        return agent
 
     def attach_devices(self) -> None:
         """Give it the disks and networks of its configuration, before it runs for the first time. UsageError."""
@@ -196,9 +221,11 @@ class DomU:
         if self._gdb is not None:
             self._gdb.ended(int(self.reason or 0))
             self._gdb.close()
+        self._inspector.close()
         host.networks.forget(self.domid)
         host.disks.forget(self.domid)
         with host.loop.lock:
+            host.channels.forget(self.domid)
             self.console.close()
             self.feed.leave(self._hear)
             host.store.release(self.domid)
@@ -213,6 +240,8 @@ class DomU:
         with self._news:
             self.stopped.set()
             self._news.notify_all()
+        if self._agent is not None:
+            self._agent.ended()
 
     @property
     def error(self) -> BaseException | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
@@ -23,10 +24,12 @@ from bivisor.host.loop import EventLoop
 from bivisor.image import ProgressFactory, default_guest, quiet
 from bivisor.image.place import default_root
 from bivisor.toolstack import domnodes
+from bivisor.toolstack.agent import SCRIPT
 from bivisor.toolstack.domu import DomU
 from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.options import parse_memory
 from bivisor.toolstack.xenblk import Disks
+from bivisor.toolstack.xenchannel import Channels
 from bivisor.toolstack.xennet import Networks
 from bivisor.toolstack.xlconfig import Action, DiskSpec, DomainConfig, VifSpec
 from bivisor.toolstack.xlconfig.config import check_name
@@ -70,6 +73,7 @@ class XenHost:
             domnodes.write_dom0(self.store, self.control.domain.pages * 4)
             self.disks = Disks(self.control, self.store)
             self.networks = Networks(self.control, self.store)
+            self.channels = Channels(self.control, self.store)
             self._exceptions = self.control.bind_virq(Virq.DOM_EXC, self._look_for_ends)
         self.loop.start()
 
@@ -108,12 +112,13 @@ class XenHost:
         cache: boot.Cache | None = None,
         paused: bool = False,
         gdb: str = "",
+        agent: bool = False,
     ) -> DomU:
         """A running domain, "pvh" or "pv"; without `kernel`, the default guest. `console` gets what it says.
 
         `memory` is in MiB, or a text with a unit ("2G"); `disks` and `vifs` are as in xl.cfg(5). When the domain
-        has shut down it is kept until it is destroyed. gdb may attach at `gdb`, [HOST:]PORT[,wait]. UsageError,
-        ImageError, HostError.
+        has shut down it is kept until it is destroyed. gdb may attach at `gdb`, [HOST:]PORT[,wait]. With `agent` it
+        runs commands (`DomU.run`); its initramfs has to be one of ours then. UsageError, ImageError, HostError.
         """
         keep, here = Action.PRESERVE, Path.cwd()
         config = DomainConfig(
@@ -135,7 +140,7 @@ class XenHost:
         feed = Feed()
         if console is not None:
             feed.listen(console)
-        return self.create_from(config, feed=feed, cache=cache, paused=paused)
+        return self.create_from(config, feed=feed, cache=cache, paused=paused, agent=agent)
 
     def create_from(
         self,
@@ -145,11 +150,14 @@ class XenHost:
         cache: boot.Cache | None = None,
         paused: bool = False,
         records: bool = True,
+        agent: bool = False,
     ) -> DomU:
         """The domain that a configuration describes. UsageError where there is one of that name; ImageError."""
         config = with_kernel(config.completed())
+        if agent:
+            config = with_agent(config)
         with self._reserved(config.name):
-            domain = DomU(self, config, cache=cache or self._cache, feed=feed or Feed(), records=records)
+            domain = DomU(self, config, cache=cache or self._cache, feed=feed or Feed(), records=records, agent=agent)
             try:
                 domain.attach_devices()
                 if config.gdb:
@@ -215,6 +223,7 @@ class XenHost:
             self.control.unbind(self._exceptions)
             self.networks.close()
             self.disks.close()
+            self.channels.close()
             self.store.close()
             self.server.close()
         self.loop.close()
@@ -239,3 +248,21 @@ def with_kernel(config: DomainConfig, also: str = "", progress: ProgressFactory 
     usual = "" if "console=" in config.cmdline else DEFAULT_CMDLINE
     words = " ".join(filter(None, (usual, also, config.cmdline)))
     return replace(config, kernel=guest.kernel, ramdisk=config.ramdisk or guest.initrd, cmdline=words)
+
+
+def with_agent(config: DomainConfig) -> DomainConfig:
+    """`config` with the script of an agent behind its initramfs, which is made for its kernel where it has none."""
+    from bivisor.image.cache import Cache
+    from bivisor.image.initramfs import append_exec
+    from bivisor.image.prepare import guest_of
+
+    assert config.kernel is not None
+    cache = Cache()
+    ramdisk = config.ramdisk
+    if ramdisk is None:
+        with quiet() as report:
+            ramdisk = guest_of(cache, report, config.kernel).initrd
+    tail = append_exec(SCRIPT)
+    key = f"agent {cache.digest(ramdisk)} {sha256(tail).hexdigest()}"
+    made = cache.file(key, lambda out: out.write(ramdisk.read_bytes() + tail))
+    return replace(config, ramdisk=made)
