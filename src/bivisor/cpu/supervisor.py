@@ -63,7 +63,8 @@ class Supervised(Protocol):
         """Change the address space, which forgets what the old one's page tables said."""
 
     def flush_tlb(self) -> None:
-        """Forget what page tables said."""
+        """Forget what page tables said. From the thread of any processor of the machine, as `flush_page`: the guest on
+        this one does not go on with what it knew before."""
 
     def flush_page(self, linear: int) -> None:
         """Forget it for one address."""

@@ -152,6 +152,8 @@ class Domain:
         this domain can use the calling thread, it does, as Xen's scheduler would give it the processor."""
         self.hvm: HvmState | None = None
         """What an HVM domain has beside a PVH domain."""
+        self.set_periodic_timer: Callable[[int, int | None], None] = lambda _, __: None
+        """VCPUOP_set_periodic_timer of processor n: its period in nanoseconds, None to stop it."""
         self.send_nmi: Callable[[int], None] | None = None
         """Gives processor n a non-maskable interrupt; None where what runs the domain cannot."""
 

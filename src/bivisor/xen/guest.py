@@ -98,6 +98,7 @@ class PvhGuest:
         self.domain = domain
         domain.on_run = self._may_run
         domain.send_nmi = lambda index: self.threads[index].send_nmi()
+        domain.set_periodic_timer = self._set_periodic_timer
         domain.cpu_time = lambda index: self.threads[index].cpu_time()
         domain.halts = lambda index: self.sleeps(self.threads[index].native_id)
         self.threads = tuple(self._processor(domain, vcpu) for vcpu in self.vcpus)
@@ -157,6 +158,21 @@ class PvhGuest:
             self._timers.cancel(vcpu)
         else:
             self._timers.set(vcpu, deadline, lambda: self._ring(vcpu))
+
+    def _set_periodic_timer(self, vcpu: int, period: int | None) -> None:
+        key = ("periodic", vcpu)
+        if period is None:
+            self._timers.cancel(key)
+            return
+        due = self.xen.system_time() + period
+
+        def ring() -> None:
+            nonlocal due
+            due = max(due + period, self.xen.system_time())  # those that were missed ring once, as in Xen
+            self._timers.set(key, due, ring)
+            self._ring(vcpu)
+
+        self._timers.set(key, due, ring)
 
     def _ring(self, vcpu: int) -> None:
         with self.xen.lock:
@@ -219,15 +235,19 @@ class PvhGuest:
     def _may_run(self, may: bool) -> None:
         """See `Domain.on_run`."""
         for thread in self.threads:
-            if may:
-                thread.start()
-            else:
+            if not may:
                 thread.kick()
+            elif self.may_begin(thread):
+                thread.start()
         if may and self.machine.halts_inside:
             self._look_for_the_end()
         with self._gate:
             self._reported = self._reported and not may
             self._gate.notify_all()
+
+    def may_begin(self, thread: VcpuThread) -> bool:
+        """Whether a processor's thread begins with the domain: all do, and those that are down wait in the engine."""
+        return True
 
     def may_enter(self, thread: VcpuThread) -> bool:
         """Wait while the domain may not run. True: `thread` is inside now; False: it has to end."""

@@ -195,6 +195,14 @@ class VcpuThread:
         if not self._domain.runnable:
             self._guest.still()
 
+    def wait_while(self, down: Callable[[], bool]) -> None:
+        """Stay out of guest code while `down()`, until the domain may not run. From its own thread; `wake()` helps."""
+        self._leave()
+        while down() and self._domain.runnable and not self._guest.stopping:
+            self._woken.clear()
+            if down() and self._domain.runnable and not self._guest.stopping:
+                self._woken.wait()
+
     def _sleep(self) -> None:
         assert self._wish is not None
         ports, deadline = self._wish

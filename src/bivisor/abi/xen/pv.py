@@ -62,6 +62,13 @@ SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS = 1 << 3, 1 << 4
 INVALID_M2P_ENTRY = (1 << 64) - 1
 
 TRAP_INFO = struct.Struct("<BBH4xQ")  # vector, flags, cs, address
+GUEST_CONTEXT = struct.Struct("<512xQ15Q8xQ8xQQ40x4096s2Q16QQ2Q8Q8Q7Q")
+"""struct vcpu_guest_context: flags; r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, rip,
+rflags, rsp; trap_ctxt, ldt_base, ldt_ents, gdt_frames, gdt_ents, kernel_ss, kernel_sp, ctrlreg, debugreg,
+event_callback_eip, failsafe_callback_eip, syscall_callback_eip, vm_assist, fs_base, gs_base_kernel, gs_base_user."""
+VGCF_I387_VALID, VGCF_IN_KERNEL, VGCF_SYSCALL_DISABLES_EVENTS = 1 << 0, 1 << 2, 1 << 4
+GDT_PAGE_ENTRIES = 512
+
 TRAP_DPL, TRAP_MASKS_EVENTS = 3, 1 << 2
 
 MMU_UPDATE = struct.Struct("<QQ")

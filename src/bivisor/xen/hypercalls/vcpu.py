@@ -12,6 +12,9 @@ from bivisor.memory import PAGE
 from bivisor.xen.call import Call
 from bivisor.xen.errors import XenError
 
+_SHORTEST_PERIOD_NS = 1_000_000
+_LONGEST_PERIOD_NS = 1 << 62
+
 
 def _register_vcpu_info(call: Call, index: int, arg: int) -> int:
     gfn, offset = abi.REGISTER_VCPU_INFO.unpack(call.read(arg, abi.REGISTER_VCPU_INFO.size))
@@ -75,9 +78,17 @@ def _register_time(call: Call, index: int, arg: int) -> int:
 
 
 def _set_periodic(call: Call, index: int, arg: int) -> int:
-    """VCPUOP_set_periodic_timer: EINVAL below a millisecond, as in Xen. There is none here, and no kernel needs one."""
+    """VCPUOP_set_periodic_timer: EINVAL below a millisecond, as in Xen, and above what system time can count."""
     (period,) = struct.unpack("<Q", call.read(arg, 8))
-    raise XenError(Errno.EINVAL if period < 1_000_000 else Errno.ENOSYS)
+    if not _SHORTEST_PERIOD_NS <= period <= _LONGEST_PERIOD_NS:
+        raise XenError(Errno.EINVAL)
+    call.domain.set_periodic_timer(index, period)
+    return 0
+
+
+def _stop_periodic(call: Call, index: int, _: int) -> int:
+    call.domain.set_periodic_timer(index, None)
+    return 0
 
 
 def _send_nmi(call: Call, index: int, _: int) -> int:
@@ -106,7 +117,7 @@ _OPS: dict[int, Callable[[Call, int, int], int]] = {
     VcpuOp.GET_RUNSTATE_INFO: _get_runstate,
     VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA: _register_runstate,
     VcpuOp.SET_PERIODIC_TIMER: _set_periodic,
-    VcpuOp.STOP_PERIODIC_TIMER: lambda _, __, ___: 0,
+    VcpuOp.STOP_PERIODIC_TIMER: _stop_periodic,
     VcpuOp.SET_SINGLESHOT_TIMER: _set_singleshot,
     VcpuOp.STOP_SINGLESHOT_TIMER: _stop_singleshot,
     VcpuOp.REGISTER_VCPU_INFO: _register_vcpu_info,

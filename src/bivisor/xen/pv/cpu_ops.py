@@ -13,10 +13,10 @@ from bivisor.xen.pv.call import PvCall
 _CANONICAL_TOP = (0, 0x1FFFF)
 _DEBUG_ADDRESSES = range(4)
 _DR6, _DR7 = 6, 7
-_GDT_PAGE_ENTRIES = 512
 
 
-def _canonical(address: int) -> None:
+def canonical(address: int) -> None:
+    """XenError(EINVAL) for an address that no kernel can have."""
     if address >> 47 not in _CANONICAL_TOP:
         raise XenError(Errno.EINVAL)
 
@@ -32,7 +32,7 @@ def set_trap_table(call: PvCall, table: int, *_: int) -> int:
         vector, flags, _, address = abi.TRAP_INFO.unpack(call.read(at, abi.TRAP_INFO.size))
         if not address:
             break
-        _canonical(address)
+        canonical(address)
         private.set_trap(vector, address, flags)
     return 0
 
@@ -42,7 +42,7 @@ def set_gdt(call: PvCall, frames: int, entries: int, *_: int) -> int:
     entries &= 0xFFFF_FFFF
     if entries > abi.FIRST_RESERVED_GDT_ENTRY:
         raise XenError(Errno.EINVAL)
-    count = -(-entries // _GDT_PAGE_ENTRIES)
+    count = -(-entries // abi.GDT_PAGE_ENTRIES)
     call.machine.set_gdt(struct.unpack(f"<{count}Q", call.read(frames, 8 * count)) if count else ())
     return 0
 
@@ -55,7 +55,7 @@ def update_descriptor(call: PvCall, address: int, descriptor: int, *_: int) -> i
 
 def stack_switch(call: PvCall, _: int, rsp: int, *__: int) -> int:
     """HYPERVISOR_stack_switch(ss, esp): where the kernel's stack is when a program is left."""
-    _canonical(rsp)
+    canonical(rsp)
     call.machine.private.set_stack(rsp)
     return 0
 
@@ -63,7 +63,7 @@ def stack_switch(call: PvCall, _: int, rsp: int, *__: int) -> int:
 def set_callbacks(call: PvCall, event: int, failsafe: int, syscall: int, *_: int) -> int:
     """HYPERVISOR_set_callbacks(event, failsafe, syscall)."""
     for address in (event, failsafe, syscall):
-        _canonical(address)
+        canonical(address)
     private = call.machine.private
     private.set_callback(CallbackType.EVENT, event, masks_events=True)
     private.set_callback(CallbackType.SYSCALL, syscall, masks_events=False)
@@ -75,7 +75,7 @@ def callback_op(call: PvCall, cmd: int, arg: int, *_: int) -> int:
     private = call.machine.private
     if cmd == abi.CALLBACKOP_REGISTER:
         kind, flags, address = abi.CALLBACK_REGISTER.unpack(call.read(arg, abi.CALLBACK_REGISTER.size))
-        _canonical(address)
+        canonical(address)
     elif cmd == abi.CALLBACKOP_UNREGISTER:
         (kind,) = abi.CALLBACK_UNREGISTER.unpack(call.read(arg, abi.CALLBACK_UNREGISTER.size))
         flags, address = 0, 0
@@ -100,13 +100,13 @@ def set_segment_base(call: PvCall, which: int, base: int, *_: int) -> int:
     cpu = call.machine.cpu
     match which:
         case SegmentBase.FS:
-            _canonical(base)
+            canonical(base)
             cpu.set_base("fs", base)
         case SegmentBase.GS_USER:
-            _canonical(base)
+            canonical(base)
             cpu.set_base("kernel_gs", base)
         case SegmentBase.GS_KERNEL:
-            _canonical(base)
+            canonical(base)
             cpu.set_base("gs", base)
         case SegmentBase.GS_USER_SEL:
             cpu.set_base("kernel_gs", 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from bivisor.abi.xen.pv import INVALID_M2P_ENTRY
 from bivisor.xen.domain import Domain
@@ -11,16 +11,34 @@ from bivisor.xen.pv.private import Private
 
 if TYPE_CHECKING:
     from bivisor.xen.pv.machine import PvMachine
+    from bivisor.xen.pv.vcpus import Context
 
 _STATUS_FRAMES: Final = 100
 """Of each kind of grant frame, at most."""
 
 
+class Processors(Protocol):
+    """What runs the processors. All with the hypervisor's lock held, by a processor's thread."""
+
+    initialised: set[int]
+    """Those that know where to begin."""
+
+    def initialise(self, index: int, context: Context) -> None:
+        """VCPUOP_initialise. XenError: EEXIST, EINVAL."""
+
+    def up(self, index: int) -> None:
+        """VCPUOP_up, of one that is initialised."""
+
+    def down(self, index: int) -> None:
+        """VCPUOP_down: it goes on where it is when it comes up."""
+
+
 class Frames:
     """What the processors of `domain` have in common. `shared` is its shared_info, `machines` are its processors."""
 
-    def __init__(self, domain: Domain, private: Private, shared: int) -> None:
+    def __init__(self, domain: Domain, private: Private, shared: int, processors: Processors) -> None:
         self.domain = domain
+        self.processors = processors
         self.private = private
         self.shared = shared
         self.extra: set[int] = {shared}
@@ -33,6 +51,11 @@ class Frames:
         """Every processor forgets what page tables said."""
         for machine in self.machines:
             machine.cpu.flush_tlb()
+
+    def flush_page(self, linear: int) -> None:
+        """Every processor forgets it for one address."""
+        for machine in self.machines:
+            machine.cpu.flush_page(linear)
 
     def decrease(self, mfn: int) -> bool:
         """XENMEM_decrease_reservation of one frame. False where it is not the guest's, or it still uses it: Xen would

@@ -1,29 +1,28 @@
-"""Runs a PV domain on the engine `soft`: memory, one processor, and the hypervisor's own part of the machine."""
+"""Runs a PV domain on the engine `soft`: memory, processors, and the hypervisor's own part of the machine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
-from bivisor.abi.x86 import Efer, Msr, Rflags
 from bivisor.abi.xen import xen as abi
+from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import Hypercall
 from bivisor.cpu.contract import Engine, Vcpu
-from bivisor.cpu.registers import DescriptorTable, Regs, Segment
+from bivisor.cpu.registers import Regs
 from bivisor.errors import UsageError
 from bivisor.memory import HOLE_START, PAGE, GuestMemory
 from bivisor.xen.domain import Domain
+from bivisor.xen.errors import XenError
 from bivisor.xen.guest import PvhGuest
 from bivisor.xen.hypervisor import Xen
 from bivisor.xen.pv import private as p
 from bivisor.xen.pv.cpuid import pv_cpuid
 from bivisor.xen.pv.frames import Frames
-from bivisor.xen.pv.machine import CR0, CR4, PvMachine
-from bivisor.xen.pv.stub import ENTRIES
+from bivisor.xen.pv.machine import PvMachine
 from bivisor.xen.pv.thread import PvThread
+from bivisor.xen.pv.vcpus import Context, enter
 from bivisor.xen.vcpu_thread import VcpuThread
 
-_FMASK: Final = int(Rflags.AC | Rflags.VM | Rflags.RF | Rflags.NT | Rflags.DF | Rflags.IF | Rflags.TF)
 _SEGMENT_BASES = (0xC000_0100, 0xC000_0104)
 _ADDRESS_BITS = 40
 _ALIGN = 512
@@ -51,6 +50,7 @@ class PvGuest(PvhGuest):
             raise UsageError(f"{memory.size >> 20} MiB: a PV domain has at most {HOLE_START >> 20} MiB here")
         frames = memory.size // PAGE
         self.private = p.Private(frames, vcpus)
+        self.initialised = {0}
         self.shared_mfn = -(-frames // _ALIGN) * _ALIGN
         """The first of the hypervisor's frames that the guest may map: its shared_info; grant frames follow."""
         try:
@@ -71,7 +71,7 @@ class PvGuest(PvhGuest):
         if not vcpu.index:
             page = domain.frame_for(self.shared_mfn)
             domain.move_shared_info(page, self.shared_mfn)
-            self.frames = Frames(domain, self.private, self.shared_mfn)
+            self.frames = Frames(domain, self.private, self.shared_mfn, self)
         domain.vcpus[vcpu.index].info[abi.VCPU_UPCALL_MASK] = 1
         machine = PvMachine(self.frames, vcpu.index, cpuid)
         if not vcpu.index:
@@ -83,26 +83,40 @@ class PvGuest(PvhGuest):
     def begin(self, rip: int, rsi: int, rsp: int, root: int) -> None:
         """The state in which the kernel is entered, on the page tables at frame `root`. XenError(EINVAL) if they are
         not what a guest may have."""
-        vcpu, private = self.vcpu, self.machine_view.private
         self.machine_view.start(root)
-        sregs = vcpu.get_sregs()
-        none = Segment(unusable=1)
-        sregs.cs = Segment.flat(p.KERNEL_CS, code=True, long=True)
-        sregs.ss = sregs.ds = sregs.es = sregs.fs = sregs.gs = none
-        sregs.tr = Segment(base=private.tss, limit=p.TSS_LIMIT, selector=p.TASK, type=11, s=0)
-        sregs.gdt, sregs.idt = DescriptorTable(private.gdt, p.GDT_LIMIT), DescriptorTable(private.idt, PAGE - 1)
-        sregs.cr0, sregs.cr3, sregs.cr4 = CR0, root * PAGE, CR4
-        sregs.efer = int(Efer.SCE | Efer.LME | Efer.LMA | Efer.NX)
-        vcpu.set_sregs(sregs)
-        vcpu.set_msrs(
-            {
-                Msr.IA32_STAR: p.KERNEL_CS << 32,
-                Msr.IA32_LSTAR: private.stub + ENTRIES.syscall,
-                Msr.IA32_CSTAR: private.stub + ENTRIES.syscall32,
-                Msr.IA32_FMASK: _FMASK,
-            }
-        )
-        vcpu.set_regs(Regs(rip=rip, rsi=rsi, rsp=rsp, rflags=Rflags.IF | Rflags.FIXED))
+        enter(self.vcpu, self.machine_view, Regs(rip=rip, rsi=rsi, rsp=rsp))
+
+    # ---------------------------------------------------------------- Processors
+
+    def initialise(self, index: int, context: Context) -> None:
+        """See `Processors.initialise`."""
+        if index in self.initialised:
+            raise XenError(Errno.EEXIST)
+        context.load(self.vcpus[index], self.frames.machines[index])
+        self.initialised.add(index)
+
+    def up(self, index: int) -> None:
+        """See `Processors.up`."""
+        self.domain.online.add(index)
+        self.threads[index].start()
+        self.threads[index].wake()
+
+    def down(self, index: int) -> None:
+        """See `Processors.down`."""
+        self.domain.online.discard(index)
+        self.threads[index].kick()
+
+    def may_begin(self, thread: VcpuThread) -> bool:
+        """See `PvhGuest.may_begin`."""
+        return thread.index in self.domain.online
+
+    def may_enter(self, thread: VcpuThread) -> bool:
+        """See `PvhGuest.may_enter`; a processor that is down waits until it is up."""
+        while super().may_enter(thread):
+            if thread.index in self.domain.online:
+                return True
+            thread.wait_while(lambda: thread.index not in self.domain.online)
+        return False
 
     def fill_hypercall_page(self, gpa: int | None) -> None:
         """Write the page of a kernel that has one: 32 bytes for each number; see xen-x86_64.h for the frame of iret."""

@@ -15,10 +15,12 @@ from bivisor.xen.errors import XenError
 from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.machine import PvMachine
 from bivisor.xen.pv.pages import L1, WRITABLE
+from bivisor.xen.pv.vcpus import processors_of
 
 _BATCH = 512
 """Entries between which other processors get the hypervisor's lock."""
 
+_SOME = frozenset((MmuExt.TLB_FLUSH_MULTI, MmuExt.INVLPG_MULTI))
 _COUNT = struct.Struct("<I")
 _UPDATE, _SIZE = abi.MMU_UPDATE.unpack_from, abi.MMU_UPDATE.size
 
@@ -156,11 +158,9 @@ _EXT: dict[int, Callable[[PvMachine, int, int], None]] = {
     MmuExt.NEW_BASEPTR: lambda machine, mfn, _: machine.new_root(mfn),
     MmuExt.NEW_USER_BASEPTR: lambda machine, mfn, _: machine.new_user_root(mfn),
     MmuExt.TLB_FLUSH_LOCAL: _flush,
-    MmuExt.TLB_FLUSH_MULTI: _flush,
-    MmuExt.TLB_FLUSH_ALL: _flush,
+    MmuExt.TLB_FLUSH_ALL: lambda machine, _, __: machine.frames.flush(),
     MmuExt.INVLPG_LOCAL: _flush_page,
-    MmuExt.INVLPG_MULTI: _flush_page,
-    MmuExt.INVLPG_ALL: _flush_page,
+    MmuExt.INVLPG_ALL: lambda machine, va, _: machine.frames.flush_page(va),
     MmuExt.FLUSH_CACHE: _refuse(Errno.EACCES),
     MmuExt.FLUSH_CACHE_GLOBAL: _refuse(Errno.EPERM),
     MmuExt.SET_LDT: _set_ldt,
@@ -169,6 +169,15 @@ _EXT: dict[int, Callable[[PvMachine, int, int], None]] = {
     MmuExt.MARK_SUPER: _refuse(Errno.EOPNOTSUPP),
     MmuExt.UNMARK_SUPER: _refuse(Errno.EOPNOTSUPP),
 }
+
+
+def _flush_some(call: PvCall, cmd: int, va: int, mask: int) -> None:
+    """MMUEXT_TLB_FLUSH_MULTI and MMUEXT_INVLPG_MULTI."""
+    for machine in processors_of(call, mask):
+        if cmd == MmuExt.TLB_FLUSH_MULTI:
+            machine.cpu.flush_tlb()
+        else:
+            machine.cpu.flush_page(va)
 
 
 def mmuext_op(call: PvCall, list_: int, count: int, done_at: int = 0, domid: int = DOMID_SELF, *_: int) -> int:
@@ -183,9 +192,12 @@ def mmuext_op(call: PvCall, list_: int, count: int, done_at: int = 0, domid: int
         data = call.read(list_, size * part)
         for cmd, first, second in abi.MMUEXT_OP.iter_unpack(data):
             op = _EXT.get(cmd)
-            if op is None:
+            if op is not None:
+                op(call.machine, first, second)
+            elif cmd in _SOME:
+                _flush_some(call, cmd, first, second)
+            else:
                 raise XenError(Errno.ENOSYS)
-            op(call.machine, first, second)
             done += 1
     finally:
         if done_at:

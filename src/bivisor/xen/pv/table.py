@@ -10,16 +10,16 @@ from bivisor.abi.xen import pv as abi
 from bivisor.abi.xen import xen
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.grant_table import GrantTableOp
-from bivisor.abi.xen.xen import MULTICALL_ENTRY, Feature, Hypercall, MemoryOp, VcpuOp, VersionOp
+from bivisor.abi.xen.xen import MULTICALL_ENTRY, Feature, Hypercall, MemoryOp, VersionOp
 from bivisor.xen.call import Preempted
 from bivisor.xen.errors import XenError
 from bivisor.xen.hypercalls.grant_table import grant_table_op
 from bivisor.xen.hypercalls.memory import memory_op
-from bivisor.xen.hypercalls.vcpu import vcpu_op
 from bivisor.xen.hypercalls.version import xen_version
 from bivisor.xen.pv import cpu_ops, mmu
 from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.private import M2P
+from bivisor.xen.pv.vcpus import pv_vcpu_op
 from bivisor.xen.table import TABLE as COMMON
 
 _FEATURES = (
@@ -45,17 +45,6 @@ def _xen_version(call: PvCall, cmd: int, arg: int, *_: int) -> int:
         raise XenError(Errno.EINVAL)
     call.write(arg + 4, struct.pack("<I", _FEATURES))
     return 0
-
-
-def _vcpu_op(call: PvCall, cmd: int, index: int, arg: int, *_: int) -> int:
-    if index >= len(call.domain.vcpus):  # which a kernel asks thousands of times, until it has counted them
-        return -Errno.ENOENT
-    if cmd != VcpuOp.REGISTER_VCPU_INFO:
-        return vcpu_op(call, cmd, index, arg)
-    mfn, offset = xen.REGISTER_VCPU_INFO.unpack(call.read(arg, xen.REGISTER_VCPU_INFO.size))
-    result = vcpu_op(call, cmd, index, arg)
-    call.machine.set_info(mfn, offset)
-    return result
 
 
 def _grant_table_op(call: PvCall, cmd: int, arg: int, count: int, *_: int) -> int:
@@ -161,7 +150,7 @@ TABLE: dict[int, Function] = {
     Hypercall.GRANT_TABLE_OP: _grant_table_op,
     Hypercall.VM_ASSIST: cpu_ops.vm_assist,
     Hypercall.UPDATE_VA_MAPPING_OTHERDOMAIN: mmu.update_va_mapping_otherdomain,
-    Hypercall.VCPU_OP: _vcpu_op,
+    Hypercall.VCPU_OP: pv_vcpu_op,
     Hypercall.SET_SEGMENT_BASE: cpu_ops.set_segment_base,
     Hypercall.MMUEXT_OP: mmu.mmuext_op,
     Hypercall.CALLBACK_OP: cpu_ops.callback_op,
