@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,3 +190,35 @@ def test_a_lost_connection_comes_back_by_itself(person: Person, browser: Browser
         expect(page.locator("#link")).to_have_text("live")
         expect(page.get_by_role("article", name="alice")).to_be_visible()
     tab.close()
+
+
+@pytest.fixture
+def firmware(person: Person, tmp_path: Path) -> Iterator[Path]:
+    """The log of the firmware of the PC `pc`, which has an empty disk and a boot menu."""
+    image, log = tmp_path / "empty.img", tmp_path / "firmware.log"
+    image.touch()
+    os.truncate(image, 8 * MIB)
+    words = ["run", "--engine", "soft", "--machine", "pc", "--disk", str(image), "--boot-menu", "--name", "pc"]
+    command = [sys.executable, "-m", "bivisor", *words, "--verbose"]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            command, env=person.environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr
+        )
+    yield log
+    process.terminate()
+    process.wait(30)
+
+
+def test_keys_are_pressed_in_the_boot_menu_of_a_firmware_whose_screen_is_on_the_page(
+    person: Person, firmware: Path, page: Page
+) -> None:
+    page.get_by_role("button", name="Screen: pc").click()
+    expect(page.get_by_text("Keys go to the guest")).to_be_visible()
+    page.locator(".canvas canvas").click()
+    for words, key in (("Press ESC for boot menu", "Escape"), ("Select boot device", "1"), ("Booting from Hard", "")):
+        person.until(lambda words=words: words in firmware.read_text(), words)  # type: ignore[misc]
+        if key:
+            page.keyboard.press(key)
+    page.get_by_role("button", name="Stop: pc").click()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_role("article", name="pc")).to_have_count(0)

@@ -56,6 +56,7 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
     show_default=True,
     help="direct: a kernel that is handed over; pc: firmware that boots from a disk.",
 )
+@click.option("--boot-menu", is_flag=True, help="With --machine pc: the firmware waits for Esc, and asks what to boot.")
 @click.option("--no-reboot", is_flag=True, help="With --machine pc: a reset ends the run.")
 @click.option("--control", metavar="SOCKET", help="With --machine pc: where `screenshot` and `keys` find it.")
 @click.option(

@@ -46,6 +46,7 @@ class PcSettings:
     firmware: Firmware
     log: Callable[[bytes], None] = _ignore
     uuid: uuids.UUID = field(default_factory=uuids.uuid4)
+    boot_menu: bool = False
 
 
 class FirmwareMachine(VirtualMachine):
@@ -95,6 +96,7 @@ class FirmwareMachine(VirtualMachine):
             vga_rom=self._settings.firmware.vga,
             firmware_log=self._settings.log,
             uuid=self._settings.uuid,
+            boot_menu=self._settings.boot_menu,
             hpet=hpet,
         )
         self.board = I440fxBoard(site, options, console=self._com1, on_event=self._event)

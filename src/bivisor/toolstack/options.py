@@ -138,6 +138,7 @@ class RunOptions:
     no_reboot: bool = False
     control: Path | None = None
     vnc: str | None = None
+    boot_menu: bool = False
 
     @classmethod
     def of(
@@ -160,6 +161,7 @@ class RunOptions:
         cdroms: Iterable[str | Path] = (),
         snapshot: bool = False,
         vnc: str | None = None,
+        boot_menu: bool = False,
     ) -> RunOptions:
         """The options in the words of the command line (`memory` in MiB or with a unit). `cdroms` are disks behind the
         others; `snapshot` throws away what is written to any disk. UsageError in one line."""
@@ -187,6 +189,7 @@ class RunOptions:
             no_reboot=no_reboot,
             control=None if control is None else Path(control),
             vnc=vnc,
+            boot_menu=boot_menu,
         )
 
 

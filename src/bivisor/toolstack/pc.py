@@ -42,7 +42,7 @@ def launch_pc(
     """A PC with everything that `options` ask for, ready to start. Closing it gives everything back, but for `images`:
     the open images of its disks, where they are to outlive it."""
     bios, vga = seabios()
-    settings = PcSettings(Firmware(bios.read_bytes(), vga.read_bytes()), log)
+    settings = PcSettings(Firmware(bios.read_bytes(), vga.read_bytes()), log, boot_menu=options.boot_menu)
     vm = FirmwareMachine(
         settings,
         memory=options.memory,

@@ -175,7 +175,10 @@ class ExitCounts:
             self._again()
             passed = time.monotonic_ns() - self._began
             shares = [None if passed < 1_000_000 else max(0.0, 1 - each / passed) for each in self._outside]
-            counters = [{name: count for name, count in vcpu.counters.items() if count} for vcpu in self._vm.vcpus]
+            counters = [
+                {name: count for name, count in vcpu.counters.items() if count and "_" not in name}
+                for vcpu in self._vm.vcpus
+            ]
             return [{"exits": exits, "guest_share": share} for exits, share in zip(counters, shares, strict=True)]
 
     def _begin(self) -> None:

@@ -63,7 +63,8 @@ class Site:
 @dataclass(frozen=True, slots=True)
 class BoardOptions:
     """What can be chosen. `firmware_log` gets the firmware's debug lines, `boot_order` its device paths, `wall` is the
-    RTC's time, `hpet` comes from whoever has the interrupt controllers, where one is wanted."""
+    RTC's time, `boot_menu` has the firmware offer one for some seconds, `hpet` comes from whoever has the interrupt
+    controllers, where one is wanted."""
 
     cpus: int = 1
     max_cpus: int = 1
@@ -74,6 +75,7 @@ class BoardOptions:
     uuid: uuids.UUID = field(default_factory=uuids.uuid4)
     wall: Callable[[], float] = time.time
     hpet: Hpet | None = None
+    boot_menu: bool = False
 
 
 class I440fxBoard:
@@ -151,7 +153,7 @@ class I440fxBoard:
         anchor, structures = smbios.smbios_tables(cpus=options.cpus, memory=size, uuid=options.uuid)
         files: Mapping[str, bytes] = {
             "etc/e820": tables.e820(size),
-            "etc/show-boot-menu": struct.pack("<H", 0),
+            "etc/show-boot-menu": struct.pack("<H", options.boot_menu),
             "etc/smbios/smbios-anchor": anchor,
             "etc/smbios/smbios-tables": structures,
             "bootorder": b"".join(path.encode() + b"\n" for path in self.boot_order) + b"\0",
