@@ -130,6 +130,10 @@ class Vcpu(Protocol):
 class Machine(Protocol):
     """Memory slots, interrupt lines and processors that belong together (a VM's file descriptor in KVM)."""
 
+    on_interrupt: Callable[[str, int, bool], None] | None
+    """Somebody listens: called with each line that is set ("line", its number, its level) and each message ("msi", its
+    data, True) from outside of the engine."""
+
     @property
     def vcpus(self) -> tuple[Vcpu, ...]:
         """The processors created so far."""

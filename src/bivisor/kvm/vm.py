@@ -19,7 +19,8 @@ from bivisor.cpu.runcontrol import RunControl
 from bivisor.cpu.select import open_engine
 from bivisor.cpu.topology import guest_cpuid
 from bivisor.errors import UsageError
-from bivisor.events import Events
+from bivisor.events import Events, Life
+from bivisor.events.probe import now
 from bivisor.host.loop import EventLoop
 from bivisor.kvm.dispatch import Dispatcher
 from bivisor.kvm.outcome import End, Outcome
@@ -31,6 +32,7 @@ from bivisor.platform.pc import Pc, PcOptions
 from bivisor.platform.virtio.console import VirtioConsole
 from bivisor.platform.virtio.device import VirtioDevice
 from bivisor.platform.virtio.pci import VirtioPci
+from bivisor.platform.watched import watch_buses, watch_interrupts, watch_virtio
 
 MIB = 1 << 20
 _PANIC = b"Kernel panic - not syncing"
@@ -110,6 +112,8 @@ class VirtualMachine:
         self.devices: list[VirtioDevice] = []
         self._functions: list[VirtioPci] = []
         self.dispatcher = Dispatcher(self.ports, self.mmio, self.loop.lock)
+        watch_buses(self.events, 0, (self.ports, self.mmio))
+        watch_interrupts(self.events, 0, self.machine)
 
     # ---------------------------------------------------------------- building
 
@@ -133,6 +137,7 @@ class VirtualMachine:
         function = VirtioPci(device, self.memory)
         self.pc.add(function)
         self.devices.append(device)
+        watch_virtio(self.events, 0, device, f"{device.name}-{len(self.devices)}")
         self._functions.append(function)
         return function
 
@@ -192,6 +197,7 @@ class VirtualMachine:
         for function in self._functions:
             function.attach_notifiers(self.machine, self.loop)
         self.loop.start()
+        self.events.tell(Life(now(), 0, -1, 0, "started"))
         for vcpu in self.vcpus:
             thread = threading.Thread(
                 target=self._run_vcpu, args=(vcpu,), name=f"bivisor-vcpu-{vcpu.index}", daemon=True
@@ -278,6 +284,7 @@ class VirtualMachine:
     def _end(self, outcome: Outcome) -> None:
         if self._outcome is None:
             self._outcome = outcome
+            self.events.tell(Life(now(), 0, -1, 0, "ended", str(outcome)))
         self._stopping = True
         self.control.end()
         for vcpu in self.vcpus:

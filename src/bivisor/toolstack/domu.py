@@ -14,6 +14,8 @@ from bivisor.debug.server import Server
 from bivisor.debug.target import Target
 from bivisor.dom0.console import Console
 from bivisor.errors import GuestTimeout, UsageError
+from bivisor.events import Life
+from bivisor.events.probe import now
 from bivisor.toolstack import domnodes
 from bivisor.toolstack.agent import Agent
 from bivisor.toolstack.feed import Feed
@@ -83,6 +85,7 @@ class DomU(Inside, Inspected):
         )
         self.domid = self._built.domid
         self.path = f"/local/domain/{self.domid}"
+        self._tell("created", self.name)
         host.control.domains.set_handle(self.domid, UUID(config.uuid))
         with host.loop.lock:
             domnodes.write_domain(host.store, self._person(), self.rings)
@@ -170,6 +173,12 @@ class DomU(Inside, Inspected):
         """Hold its processors, until as many `unpause`. When it returns, no code of the guest's runs."""
         self._host.control.domains.pause(self.domid)
         self._built.guest.wait_until_still()
+        self._tell("paused")
+
+    def _tell(self, what: str, detail: str = "") -> None:
+        events = self._host.events
+        events.names[self.domid] = self.name
+        events.tell(Life(now(), self.domid, -1, 0, what, detail))
 
     def unpause(self) -> None:
         """Undo one `pause`, or the one that a domain is created with. UsageError where it is not paused."""
@@ -177,6 +186,7 @@ class DomU(Inside, Inspected):
             self._host.control.domains.unpause(self.domid)
         except XenError:
             raise UsageError(f"domain {self.name} is not paused") from None
+        self._tell("unpaused")
 
     def shutdown(self, order: str = "poweroff") -> None:
         """Ask the guest's kernel, through its node control/shutdown. `order` is one of `ORDERS`."""
@@ -217,6 +227,8 @@ class DomU(Inside, Inspected):
     def close(self) -> None:
         """What `destroy` does once the host has forgotten the domain."""
         host = self._host
+        self._tell("destroyed", self.name)
+        host.events.names.pop(self.domid, None)
         self._built.guest.stop()
         if self._gdb is not None:
             self._gdb.ended(int(self.reason or 0))
@@ -237,6 +249,7 @@ class DomU(Inside, Inspected):
     def ended(self, reason: ShutdownReason | None) -> None:
         """The host tells that it has shut down."""
         self.reason = reason
+        self._tell("shutdown", "" if reason is None else reason.name.lower())
         with self._news:
             self.stopped.set()
             self._news.notify_all()

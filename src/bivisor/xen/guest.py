@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from bivisor.abi.xen import xen as abi
@@ -16,6 +17,7 @@ from bivisor.cpu.contract import Engine, Machine, Vcpu
 from bivisor.cpu.exits import Exit
 from bivisor.cpu.runcontrol import RunControl
 from bivisor.errors import EngineError, UsageError
+from bivisor.events import Interrupt, Kind, Probe, Site
 from bivisor.memory import PAGE, GuestMemory, Slot
 from bivisor.xen.clock import GuestClock, wall_clock
 from bivisor.xen.cpuid import domain_cpuid
@@ -61,6 +63,8 @@ class PvhGuest:
         self.sleeps: Callable[[int], bool] = lambda _: False
         """Whether a thread of the host's waits, by its native id."""
         self.error: BaseException | None = None
+        self._probe: Probe | None = None
+        self._site: Site | None = None
         self.on_stop: Callable[[], None] = lambda: None
         """Called by a processor's thread when the domain has shut down."""
         self.threads: tuple[VcpuThread, ...] = ()
@@ -96,6 +100,7 @@ class PvhGuest:
     def attach(self, domain: Domain) -> None:
         """This is the domain whose code it runs."""
         self.domain = domain
+        self._site = self.xen.events.site(Kind.INTERRUPT, partial(setattr, self, "_probe"), domain.domid)
         domain.on_run = self._may_run
         domain.send_nmi = lambda index: self.threads[index].send_nmi()
         domain.set_periodic_timer = self._set_periodic_timer
@@ -182,6 +187,10 @@ class PvhGuest:
 
     def event(self, vcpu: int) -> None:
         """See `Upcall.event`."""
+        probe = self._probe
+        if probe is not None:
+            vector = self.domain.vcpus[vcpu].upcall_vector
+            probe.tell(Interrupt(probe.clock(), self.domain.domid, vcpu, 0, "upcall", vector))
         self._interrupt(vcpu)
         self.threads[vcpu].wake()
 
@@ -347,6 +356,8 @@ class PvhGuest:
         """Stop, and give back the machine and the pages that were added."""
         self.stop()
         self._timers.close()
+        if self._site is not None:
+            self.xen.events.remove(self._site)
         self.machine.close()
         self.domain.shared_info = memoryview(bytearray(PAGE))
         for vcpu in self.domain.vcpus:

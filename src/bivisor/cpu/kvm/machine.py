@@ -46,6 +46,7 @@ class KvmMachine:
         self._free: list[int] = []
         self._vcpus: dict[int, KvmVcpu] = {}
         self._irqchip = "none"
+        self.on_interrupt: Callable[[str, int, bool], None] | None = None
         self._hypercall_port: int | None = None
         self._statistics: Statistics | None = None
         if caps[Cap.SET_IDENTITY_MAP_ADDR]:
@@ -179,10 +180,14 @@ class KvmMachine:
 
     def set_irq(self, gsi: int, level: bool) -> None:
         """KVM API 4.25 KVM_IRQ_LINE. EngineError without `create_irqchip`."""
+        if self.on_interrupt is not None:
+            self.on_interrupt("line", gsi, level)
         call(self._fd, Ioctl.IRQ_LINE, abi.IRQ_LEVEL.pack(gsi, level))
 
     def signal_msi(self, address: int, data: int) -> bool:
         """KVM API 4.70 KVM_SIGNAL_MSI. False where no local APIC took it."""
+        if self.on_interrupt is not None:
+            self.on_interrupt("msi", data, True)
         message = bytearray(abi.MSI.pack(address & 0xFFFF_FFFF, address >> 32, data, 0))
         return call(self._fd, Ioctl.SIGNAL_MSI, message) > 0
 

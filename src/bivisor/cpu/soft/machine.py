@@ -58,6 +58,7 @@ class SoftMachine:
         self.hypercall_abi = "kvm"
         self.irqchip = "none"
         self._chip: IrqChip | None = None
+        self.on_interrupt: Callable[[str, int, bool], None] | None = None
         self._mapped: dict[int, _Mapped] = {}
         self._holes: list[tuple[int, int]] = []
         self._vcpu: SoftVcpu | None = None
@@ -382,6 +383,8 @@ class SoftMachine:
         """See `Machine.set_irq`."""
         if self._chip is None:
             raise EngineError("KVM_IRQ_LINE: this machine has no interrupt controller")
+        if self.on_interrupt is not None:
+            self.on_interrupt("line", gsi, level)
         self._chip.set_irq(gsi, level)
 
     def _pulse(self, gsi: int) -> None:
@@ -411,6 +414,8 @@ class SoftMachine:
         vcpu = self._vcpu
         if vcpu is None or self.irqchip == "none":
             raise EngineError("KVM_SIGNAL_MSI: this machine has no local APIC")
+        if self.on_interrupt is not None:
+            self.on_interrupt("msi", data, True)
         if address >> 20 != _MSI_BASE:
             return False  # not an interrupt message; a bus would write it to memory that is not there
         if not vcpu.apic.matches(address >> 12 & 0xFF, bool(address & 4)):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from bivisor.dom0.net.counters import Counters
 from bivisor.dom0.net.frame import Frame
 from bivisor.dom0.net.receive import Receive
 from bivisor.dom0.net.transmit import Transmit
+from bivisor.dom0.net.watched import WatchedFrames, watch_frames
 from bivisor.dom0.xenbus.node import Node, Refused
 from bivisor.dom0.xenbus.ring import RingError
+from bivisor.events import Site
 from bivisor.xen.errors import GrantError, XenError
 from bivisor.xen.maptrack import Mapping
 
@@ -43,6 +46,9 @@ class Queue:
         self._transmit: Transmit | None = None
         self._receive: Receive | None = None
         self._scheduled = False
+        self._site: Site | None = None
+        self.watch: WatchedFrames | None = None
+        """Somebody listens."""
         try:
             self._open(path, scatter)
         except (GrantError, XenError, RingError) as error:
@@ -58,16 +64,35 @@ class Queue:
         refs = [node.front_number(f"{path}{way}-ring-ref") for way in ("tx", "rx")]
         self._mapped = control.map_grants(node.domid, refs)
         sent, received = (mapping.view for mapping in self._mapped)
-        self._transmit = Transmit(control, node.domid, sent, vif.forward, vif.sent)
+        self._transmit = Transmit(control, node.domid, sent, self._forward, vif.sent)
         self._receive = Receive(control, node.domid, received, vif.received, scatter=scatter)
         handlers: dict[str, Callable[[], None]] = {"event-channel": self._event}
         if node.front_get(f"{path}event-channel-tx") is not None:
             handlers = {"event-channel-tx": self._serve, "event-channel-rx": self._supplied}
         for name, handler in handlers.items():
             self._ports.append(control.bind(node.domid, node.front_number(f"{path}{name}"), handler))
+        device = f"vif/{node.domid}/{node.devid}{path and '/' + path.rstrip('/')}"
+        install = partial(setattr, self, "watch")
+        self._site = watch_frames(control.events, device, node.domid, self._ports[0], control.loop, install)
+
+    def _forward(self, frame: Frame) -> None:
+        if self.watch is None:
+            self._vif.forward(frame)
+        else:
+            self.watch.frame("tx", frame, self._vif.forward)
 
     def deliver(self, frame: Frame) -> None:
         """Take a frame for the front-end, or drop it."""
+        if self.watch is None:
+            self._deliver(frame)
+        else:
+            self.watch.frame("rx", frame, self._deliver_late)
+
+    def _deliver_late(self, frame: Frame) -> None:
+        self._deliver(frame)
+        self.flush()
+
+    def _deliver(self, frame: Frame) -> None:
         if self._receive is not None:
             try:
                 self._receive.deliver(frame)
@@ -114,6 +139,8 @@ class Queue:
 
     def close(self) -> None:
         """Give rings and ports back, as often as it is called."""
+        if self._site is not None:
+            self._control.events.remove(self._site)
         for port in self._ports:
             self._control.unbind(port)
         self._ports.clear()
