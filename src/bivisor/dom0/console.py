@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from bivisor.dom0.control import Control
+from bivisor.events import Kind, Probe, Ring
 from bivisor.xen.errors import XenError
 
 IN_SIZE, OUT_SIZE = 1024, 2048
@@ -113,8 +115,20 @@ class Console(ConsoleRing):
     ) -> None:
         ring = control.map_foreign(domid, gfn)
         super().__init__(control, ring, lambda handler: control.bind(domid, port, handler), sink)
+        self._site = control.events.site(Kind.RING, partial(self._install, domid), domid)
+
+    def _install(self, domid: int, probe: Probe | None) -> None:
+        if probe is None:
+            self.on_transfer = None
+            return
+
+        def told(op: str, size: int, port: int) -> None:
+            probe.tell(Ring(probe.clock(), domid, -1, 0, f"console/{domid}", "request", op, 0, size, port=port))
+
+        self.on_transfer = told
 
     def close(self) -> None:
         """See `ConsoleRing.close`; the page goes too."""
+        self._control.events.remove(self._site)
         super().close()
         self._ring.release()
