@@ -14,6 +14,7 @@ TO_BACKEND, TO_GUEST = "to the back-end", "to the guest"
 DOORBELL = "Mmio doorbell (ioeventfd)"
 _HYPERCALL, _MULTICALL = "Hypercall", "multicall"
 _MOST_BATCHED = 64
+_CONSOLE = "console"
 
 
 Counters = Callable[[], Mapping[str, int]]
@@ -36,7 +37,8 @@ class Counter:
         self._events: dict[str, int] = {}
         self._interrupts: dict[str, int] = {}
         self._grants: dict[str, int] = {}
-        self._requests = self._bytes = 0
+        self._requests: dict[str, int] = {}
+        self._bytes = 0
         self.all = 0
         """Events that came, counted or not."""
         self._table = {
@@ -85,8 +87,8 @@ class Counter:
             self._grants[event.op] = self._grants.get(event.op, 0) + 1
 
     def _ring(self, event: events.Ring) -> None:
-        if event.domain == self._domain and event.end == "request":
-            self._requests += 1
+        if event.domain == self._domain and event.end == "request" and _CONSOLE not in event.device:
+            self._requests[event.op] = self._requests.get(event.op, 0) + 1
             self._bytes += event.size
 
     def counts(self) -> Counts:
@@ -102,6 +104,6 @@ class Counter:
             dict(self._events),
             dict(self._interrupts),
             dict(self._grants),
-            self._requests,
+            dict(self._requests),
             self._bytes,
         )

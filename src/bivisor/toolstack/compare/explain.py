@@ -123,7 +123,8 @@ def _xen_pv(facts: _Facts) -> str:
     asking. A program started and ended takes {facts.each("programs", programs.all_hypercalls)} hypercalls,
     {facts.most("programs", "hypercalls")}, because the tables of a process in being are read-only to their owner, and
     {facts.times("xen-pvh", "programs")} the time of a PVH domain's. Each change of the task is hypercalls as well, and
-    so a read that waits takes {facts.each("requests", disk.all_hypercalls)} of them instead of one. A system call enters the hypervisor's code first, and is passed
+    so a read that waits takes {facts.each("requests", disk.all_hypercalls)} of them instead of one.
+    A system call enters the hypervisor's code first, and is passed
     on to the kernel ({calls or "more than once"} the time of PVH's, with dd's own work in it).
     Until user space it is {facts.counts(BOOT).all_hypercalls:,} hypercalls, {facts.most(BOOT, "hypercalls")}.
     """

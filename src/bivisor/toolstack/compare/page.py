@@ -28,8 +28,8 @@ def introduction(comparison: Comparison) -> str:
             f"workload under {len(measured)} ways of virtualizing it, on the engine {comparison.engine};",
             f"{comparison.seconds:.0f} s in all. A switch is what takes the processor out of the guest: an exit or a",
             "hypercall. Times were taken while nobody counted; only the time to user space has counting in it,",
-            f"{comparison.event_us:.1f} µs and more for each event. Copies are those of this program, the host's kernel",
-            "and the guest aside.",
+            f"{comparison.event_us:.1f} µs and more for each event. Copies are those of this program, the host's",
+            "kernel and the guest aside.",
         )
     )
 

@@ -13,7 +13,7 @@ BOOT = "boot"
 class Counts:
     """What happened in a phase. `exits` by reason and device, `hypercalls` by name, `batched` those inside of a
     multicall, `events` through event channels by "to the back-end" or "to the guest", `interrupts` by their way,
-    `grants` by operation; `requests` that a disk or network device took, and how many `bytes` they moved."""
+    `grants` by operation, `requests` that disks and networks took out of rings, and how many `bytes` they moved."""
 
     exits: Mapping[str, int] = field(default_factory=dict)
     hypercalls: Mapping[str, int] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Counts:
     events: Mapping[str, int] = field(default_factory=dict)
     interrupts: Mapping[str, int] = field(default_factory=dict)
     grants: Mapping[str, int] = field(default_factory=dict)
-    requests: int = 0
+    requests: Mapping[str, int] = field(default_factory=dict)
     bytes: int = 0
 
     @property
@@ -46,11 +46,10 @@ class Counts:
             less = getattr(before, name)
             left = {key: number - less.get(key, 0) for key, number in getattr(self, name).items()}
             maps[name] = {key: number for key, number in left.items() if number > 0}
-        requests, size = self.requests - before.requests, self.bytes - before.bytes
-        return Counts(**maps, requests=max(0, requests), bytes=max(0, size))
+        return Counts(**maps, bytes=max(0, self.bytes - before.bytes))
 
 
-MAPS = ("exits", "hypercalls", "batched", "events", "interrupts", "grants")
+MAPS = ("exits", "hypercalls", "batched", "events", "interrupts", "grants", "requests")
 """The fields of `Counts` that are numbers by name."""
 
 

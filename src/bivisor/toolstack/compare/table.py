@@ -77,12 +77,12 @@ FIGURES = (
     Figure("boot-switches", "switches until then", "", per_unit(BOOT), 0),
     Figure("call", "system call", "µs", each("calls", 1e6), 2),
     Figure("program", "fork, exec, exit", "ms", each("programs", 1e3), 1),
-    Figure("program-switches", "switches for it", "", per_unit("programs"), 1),
+    Figure("program-switches", "switches for a program", "", per_unit("programs"), 1),
     Figure("request", "4 KiB disk read", "µs", each("requests", 1e6), 0),
-    Figure("request-switches", "switches for it", "", per_unit("requests"), 1),
+    Figure("request-switches", "switches for a read", "", per_unit("requests"), 1),
     Figure("disk", "disk, in order", "MiB/s", rate("read"), 0, less=False),
     Figure("network", "network, sending", "MiB/s", rate(workload.SEND), 0, less=False),
-    Figure("network-switches", "switches for a MiB", "", per_unit(workload.SEND), 0),
+    Figure("network-switches", "switches for a MiB sent", "", per_unit(workload.SEND), 0),
 )
 """What is shown of each row, in this order."""
 
@@ -131,6 +131,7 @@ _FIELDS = (
     ("event", "events"),
     ("interrupt", "interrupts"),
     ("grant", "grants"),
+    ("request", "requests"),
 )
 
 
