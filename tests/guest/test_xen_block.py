@@ -45,9 +45,9 @@ def offer(host: XenHost, offered: Offer) -> None:
         host.disks = Disks(host.control, host.store, offered)
 
 
-def create(host: XenHost, *disks: DiskSpec) -> DomU:
+def create(host: XenHost, *disks: DiskSpec, kind: str = "pvh") -> DomU:
     """A domain at its shell with these disks."""
-    domain = host.create("u1", cmdline=CMDLINE, memory=512, paused=True)
+    domain = host.create("u1", type=kind, cmdline=CMDLINE, memory=512, paused=True)
     for spec in disks:
         host.disks.attach(domain.domid, spec)
     domain.start()
@@ -70,28 +70,37 @@ WRITE = "for i in $(seq {count}); do printf %08d $i; tail -c +9 /seed; {each}don
 REMOUNT = "umount /mnt; mount -t ext4 /dev/xvda /mnt; echo 3 > /proc/sys/vm/drop_caches"
 
 
-def prepared(host: XenHost, tmp_path: Path, size: int) -> tuple[DomU, bytes, Path]:
+def prepared(host: XenHost, tmp_path: Path, size: int, kind: str = "pvh") -> tuple[DomU, bytes, Path]:
     """A domain with ext4 on xvda, the seed of its data, which came on xvdb, and the image of xvda."""
     seed = random.Random(size).randbytes(MIB)
     disk = image(tmp_path / "disk", (size + 64) * MIB)
-    domain = create(host, DiskSpec(disk, "xvda"), DiskSpec(image(tmp_path / "seed", MIB, seed), "xvdb", read_only=True))
+    carrier = DiskSpec(image(tmp_path / "seed", MIB, seed), "xvdb", read_only=True)
+    domain = create(host, DiskSpec(disk, "xvda"), carrier, kind=kind)
     say(domain, "cat /dev/xvdb > /seed; mke2fs -b 4096 /dev/xvda; mount -t ext4 /dev/xvda /mnt")
     return domain, seed, disk
 
 
+KINDS = pytest.mark.parametrize("kind", ["pvh", "pv"])
+NEITHER = Offer(persistent=False, indirect_segments=0, ring_page_order=0, queues=1)
+
+
 @pytest.mark.parametrize(
-    ("size", "offered"),
+    ("kind", "size", "offered"),
     [
-        (256, Offer()),
-        (64, Offer(persistent=False)),
-        (64, Offer(indirect_segments=0)),
-        (256, Offer(persistent=False, indirect_segments=0, ring_page_order=0, queues=1)),
+        ("pvh", 256, Offer()),
+        ("pv", 16, Offer()),
+        ("pvh", 64, Offer(persistent=False)),
+        ("pvh", 64, Offer(indirect_segments=0)),
+        ("pvh", 256, NEITHER),
+        ("pv", 16, NEITHER),
     ],
-    ids=["all", "no persistent grants", "no indirect descriptors", "neither"],
+    ids=["all", "all, pv", "no persistent grants", "no indirect descriptors", "neither", "neither, pv"],
 )
-def test_a_file_on_ext4_comes_back_after_a_remount(host: XenHost, tmp_path: Path, size: int, offered: Offer) -> None:
+def test_a_file_on_ext4_comes_back_after_a_remount(
+    host: XenHost, tmp_path: Path, kind: str, size: int, offered: Offer
+) -> None:
     offer(host, offered)
-    domain, seed, disk = prepared(host, tmp_path, size)
+    domain, seed, disk = prepared(host, tmp_path, size, kind)
     said = "\n".join(say(domain, "dmesg | grep 'blkfront: xvda'"))
     assert f"persistent grants: {'enabled' if offered.persistent else 'disabled'}" in said
     assert f"indirect descriptors: {'enabled' if offered.indirect_segments else 'disabled'}" in said
@@ -102,8 +111,11 @@ def test_a_file_on_ext4_comes_back_after_a_remount(host: XenHost, tmp_path: Path
     assert disk.stat().st_blocks * 512 >= size * MIB
 
 
-def test_a_back_end_that_is_killed_under_load_again_and_again_loses_nothing(host: XenHost, tmp_path: Path) -> None:
-    domain, seed, _ = prepared(host, tmp_path, 64)
+@KINDS
+def test_a_back_end_that_is_killed_under_load_again_and_again_loses_nothing(
+    host: XenHost, tmp_path: Path, kind: str
+) -> None:
+    domain, seed, _ = prepared(host, tmp_path, 64, kind)
     each = "[ $((i % 8)) = 0 ] && { sync /mnt/file & echo at $i >&2; }; "
     domain.send(f"{WRITE.format(count=64, each=each)}; echo writ''ten\n")
     for number in range(8, 65, 8):
@@ -118,10 +130,11 @@ def test_a_back_end_that_is_killed_under_load_again_and_again_loses_nothing(host
     assert "error" not in "\n".join(say(domain, "dmesg | grep -e xvda -e EXT4")).lower()
 
 
-def test_a_second_disk_comes_and_goes_while_the_domain_runs(host: XenHost, tmp_path: Path) -> None:
+@KINDS
+def test_a_second_disk_comes_and_goes_while_the_domain_runs(host: XenHost, tmp_path: Path, kind: str) -> None:
     data = random.Random(6).randbytes(MIB)
     second = image(tmp_path / "second", 4 * MIB, data)
-    domain = create(host, DiskSpec(image(tmp_path / "first", MIB), "xvda"))
+    domain = create(host, DiskSpec(image(tmp_path / "first", MIB), "xvda"), kind=kind)
     for _ in range(2):
         vbd = host.disks.attach(domain.domid, DiskSpec(second, "xvdb"))
         say(domain, "until [ -b /dev/xvdb ]; do :; done")
@@ -154,8 +167,8 @@ def test_a_read_only_disk_can_be_read_and_not_written_and_a_discard_gives_space_
 def test_domains_destroyed_in_the_middle_of_io_leave_nothing_behind(host: XenHost, tmp_path: Path) -> None:
     disk = image(tmp_path / "disk", 64 * MIB)
     held = None
-    for _ in range(4):
-        domain = create(host, DiskSpec(disk, "xvda"))
+    for kind in ("pvh", "pv", "pvh", "pv"):
+        domain = create(host, DiskSpec(disk, "xvda"), kind=kind)
         domain.send("echo go''ing; dd if=/dev/zero of=/dev/xvda bs=1M & dd if=/dev/xvda of=/dev/null bs=1M\n")
         domain.wait_for("going", PATIENCE_S)
         domain.destroy()

@@ -20,7 +20,6 @@ from bivisor.toolstack.xlconfig.vif import VifSpec
 pytestmark = pytest.mark.guest
 
 MIB = 1 << 20
-SIZE = 64 * MIB
 CMDLINE = "console=hvc0 panic=-1 mitigations=off"
 PATIENCE_S = 120.0
 
@@ -31,9 +30,9 @@ def host(guest: Guest) -> Iterator[XenHost]:
         yield host
 
 
-def create(host: XenHost, number: int, spec: VifSpec | None = None) -> DomU:
+def create(host: XenHost, number: int, spec: VifSpec | None = None, kind: str = "pvh") -> DomU:
     """A domain at its shell, with an interface if `spec` says which."""
-    domain = host.create(f"u{number}", cmdline=CMDLINE, paused=True)
+    domain = host.create(f"u{number}", type=kind, cmdline=CMDLINE, paused=True)
     if spec is not None:
         host.networks.attach(domain.domid, spec)
     domain.start()
@@ -52,8 +51,12 @@ def say(domain: DomU, command: str) -> str:
     return domain.wait_for("done\r\n", PATIENCE_S).decode()
 
 
-def test_two_domains_move_64_mib_by_tcp_while_a_third_joins(host: XenHost) -> None:
-    one, other = create(host, 1, VifSpec()), create(host, 2, VifSpec())
+KINDS = pytest.mark.parametrize("kind", ["pvh", "pv"])
+
+
+@pytest.mark.parametrize(("kind", "size"), [("pvh", 64 * MIB), ("pv", 16 * MIB)], ids=["pvh, 64 MiB", "pv, 16 MiB"])
+def test_two_domains_move_a_file_by_tcp_while_a_third_joins(host: XenHost, kind: str, size: int) -> None:
+    one, other = create(host, 1, VifSpec(), kind), create(host, 2, VifSpec(), kind)
     for number, domain in enumerate((one, other), 1):
         up(domain, number)
     assert ", 0% packet loss" in say(one, "ping -c 3 -i 0.2 -W 5 10.0.0.2")
@@ -61,7 +64,7 @@ def test_two_domains_move_64_mib_by_tcp_while_a_third_joins(host: XenHost) -> No
     say(
         one,
         "until grep -q 0A000002 /proc/net/arp || ping -c 1 10.0.0.2; do :; done; "
-        f"dd if=/dev/urandom of=/file bs=64k count={SIZE >> 16}",
+        f"dd if=/dev/urandom of=/file bs=64k count={size >> 16}",
     )
     one.send("sha256sum /file; until nc 10.0.0.2 5000 < /file; do :; done; echo se''nt\n")
     third = create(host, 3, VifSpec())
@@ -73,13 +76,14 @@ def test_two_domains_move_64_mib_by_tcp_while_a_third_joins(host: XenHost) -> No
     ]
     assert sums[0] == sums[1]
     sent, received = host.networks.status(one.domid)[0].sent, host.networks.status(other.domid)[0].received
-    assert sent.bytes > SIZE
-    assert sent.frames < SIZE // 1500, "packets travel whole, and are not cut for the way"
+    assert sent.bytes > size
+    assert sent.frames < size // 1500, "packets travel whole, and are not cut for the way"
     assert (sent.errors, received.errors) == (0, 0)
 
 
-def test_an_interface_comes_with_four_queues_and_goes_and_comes_again(host: XenHost) -> None:
-    one, other = create(host, 1), create(host, 2, VifSpec())
+@KINDS
+def test_an_interface_comes_with_four_queues_and_goes_and_comes_again(host: XenHost, kind: str) -> None:
+    one, other = create(host, 1, kind=kind), create(host, 2, VifSpec())
     up(other, 2)
     one.wait_for("Leave with exit", PATIENCE_S)
     say(one, "echo 4 > /sys/module/xen_netfront/parameters/max_queues")
@@ -99,7 +103,7 @@ def test_a_domain_that_is_destroyed_in_the_middle_of_traffic_leaves_nothing_behi
     up(one, 1)
     dom0 = host.control.domain
     before = dom0.events.open_ports, len(dom0.grants.maptrack)
-    other = create(host, 2, VifSpec())
+    other = create(host, 2, VifSpec(), "pv")
     up(other, 2)
     other.send("nc -l -p 5000 > /dev/null\n")
     one.send("until nc 10.0.0.2 5000 < /dev/zero; do :; done\n")
