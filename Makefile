@@ -1,11 +1,12 @@
 # make setup   the virtual environment, with the program as .venv/bin/bivisor
 # make demo    setup, then Linux: a shell on a terminal, one command elsewhere
+# make docs    the site of the documentation in dist/site
 # make test    setup, lint, and the tests (those of the reference machine are for .ci/run)
 
 BIN := .venv/bin
 SOURCES := src tests $(wildcard bench)
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format docs bench clean
 
 setup: .venv/ready ; @:
 
@@ -29,6 +30,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# The site of the documentation, in dist/site. A dead link fails it.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: setup
 	$(BIN)/python bench/boot.py
