@@ -15,14 +15,15 @@ def parse_address(text: str) -> tuple[str, int]:
     return (host.strip("[]") if colon and host else "127.0.0.1"), int(port)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections there; port 0 takes a free one. HostError."""
+def listen(host: str, port: int, backlog: int = 1) -> socket.socket:
+    """A socket that takes connections there, with room for `backlog` that nobody has accepted yet; port 0 takes a free
+    one. HostError."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind | socket.SOCK_CLOEXEC)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-        found.listen(1)
+        found.listen(backlog)
     except OSError as error:
         raise HostError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     return found

@@ -90,7 +90,7 @@ def _password(path: Path) -> bytes:
 
 def listen(option: VncOption) -> socket.socket:
     """The socket of a server. HostError."""
-    return tcp.listen(option.host, option.port)
+    return tcp.listen(option.host, option.port, CLIENTS_MAX)
 
 
 class VncServer:
