@@ -59,7 +59,7 @@ class Private:
         first = struct.pack(f"<{frames}Q", *range(frames))
         self.view[: 8 * frames] = first
         self.view[8 * frames : m2p] = b"\xff" * (m2p - 8 * frames)
-        self.m2p_end = M2P + m2p
+        self.m2p_start, self.m2p_end = M2P, M2P + m2p
         self.code = [self.page() for _ in range(_CODE_PAGES)]
         self.view[self.code[0] : self.code[0] + len(CODE)] = CODE
         self.reserved, self.zero = self.page(), self.page()

@@ -18,7 +18,6 @@ from bivisor.xen.hypercalls.memory import memory_op
 from bivisor.xen.hypercalls.version import xen_version
 from bivisor.xen.pv import cpu_ops, mmu
 from bivisor.xen.pv.call import PvCall
-from bivisor.xen.pv.private import M2P
 from bivisor.xen.pv.vcpus import pv_vcpu_op
 from bivisor.xen.table import TABLE as COMMON
 
@@ -68,7 +67,7 @@ def _memory_op(call: PvCall, cmd: int, arg: int, *_: int) -> int:
     match cmd & xen.MEMOP_CMD_MASK:
         case MemoryOp.MACHPHYS_MAPPING:
             private = machine.frames.private
-            call.write(arg, abi.MACHPHYS_MAPPING.pack(M2P, private.m2p_end, machine.pages.frames - 1))
+            call.write(arg, abi.MACHPHYS_MAPPING.pack(private.m2p_start, private.m2p_end, machine.pages.frames - 1))
             return 0
         case MemoryOp.MAXIMUM_RAM_PAGE:
             return machine.pages.frames
