@@ -3,17 +3,18 @@
     import bivisor
 
     done = bivisor.run("uname -r")              # a CompletedRun: status, stdout, stderr, outcome, log
-    with bivisor.Guest(memory="512M") as guest:
-        guest.wait_for("# ")
-        guest.send("poweroff\\n")
+    with bivisor.kvm_guest(memory="512M") as guest:
+        print(guest.run("uname -r").text)       # a Result: status, stdout, stderr
+        guest.run("poweroff")
         print(guest.wait())                     # an Outcome: the guest powered off
-    with bivisor.XenHost() as host:
-        domain = host.create("demo")            # a DomU: the default guest as a PVH domain
-        domain.wait_for("# ")
+    with bivisor.xen_host() as host:
+        domain = host.create("demo", agent=True)  # a DomU: the default guest as a PVH domain
+        print(domain.run("cat /sys/hypervisor/type").text)
         domain.shutdown()
         print(domain.wait())                    # a ShutdownReason: 0
 
-`VirtualMachine` is the machine underneath. A name is imported when it is first used, so importing this costs nothing.
+docs/api.md tells all of it. `bivisor.aio` is the same for asyncio, `bivisor.testing` the plugin for pytest, and
+`VirtualMachine` the machine underneath. A name is imported when it is first used, so importing this costs nothing.
 """
 
 from __future__ import annotations
@@ -23,27 +24,37 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bivisor.errors import BivisorError, EngineError, GuestTimeout, HostError, ImageError, UsageError
     from bivisor.kvm import End, Outcome, VirtualMachine
+    from bivisor.toolstack.agent import CommandFailed, Result
     from bivisor.toolstack.api import CompletedRun, Guest, run
     from bivisor.toolstack.domu import DomU
-    from bivisor.toolstack.xenhost import XenHost
+    from bivisor.toolstack.guests import KvmGuest, kvm_guest
+    from bivisor.toolstack.inspect import Breakpoint, Hit
+    from bivisor.toolstack.xenhost import XenHost, xen_host
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BivisorError",
+    "Breakpoint",
+    "CommandFailed",
     "CompletedRun",
     "DomU",
     "End",
     "EngineError",
     "Guest",
     "GuestTimeout",
+    "Hit",
     "HostError",
     "ImageError",
+    "KvmGuest",
     "Outcome",
+    "Result",
     "UsageError",
     "VirtualMachine",
     "XenHost",
+    "kvm_guest",
     "run",
+    "xen_host",
 ]
 
 _PLACES = {
@@ -52,8 +63,11 @@ _PLACES = {
     ),
     **dict.fromkeys(("End", "Outcome", "VirtualMachine"), "bivisor.kvm"),
     **dict.fromkeys(("CompletedRun", "Guest", "run"), "bivisor.toolstack.api"),
+    **dict.fromkeys(("CommandFailed", "Result"), "bivisor.toolstack.agent"),
+    **dict.fromkeys(("KvmGuest", "kvm_guest"), "bivisor.toolstack.guests"),
+    **dict.fromkeys(("Breakpoint", "Hit"), "bivisor.toolstack.inspect"),
+    **dict.fromkeys(("XenHost", "xen_host"), "bivisor.toolstack.xenhost"),
     "DomU": "bivisor.toolstack.domu",
-    "XenHost": "bivisor.toolstack.xenhost",
 }
 
 

@@ -48,6 +48,7 @@ MAY_IMPORT = {
         "vnc",
     },
     "web": {"host", "toolstack", "vnc"},
+    "testing": {"events", "toolstack"},
     "cli": {"events", "cpu", "boot", "image", "toolstack", "web"},
 }
 """Each room, and the rooms or single modules of other rooms that it may import. `errors` goes without saying."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -35,7 +34,7 @@ class KvmGuest(Inside, Inspected, Guest):
 
     def __enter__(self) -> Self:
         found = payload(self._options, quiet)
-        self.kernel: Path = found.kernel
+        self.kernel = found.kernel
         if found.ours:
             self.command = SCRIPT
         self.vm = launch(self._options, self, found=found, attach=self._attach)

@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 from bivisor.errors import UsageError
+from bivisor.image.modules import Module, ModuleTree, decompress, parse
+from bivisor.image.prepare import find_modules, release_of
 from bivisor.toolstack.agent import Agent, Result, quoted
 
 _COPY_S = 120.0
@@ -16,6 +18,8 @@ _COPY_S = 120.0
 class Inside:
     """The part of a guest's interface that its agent answers. UsageError where it has none."""
 
+    kernel: Path | None
+    """The file of its kernel, where it has one."""
     _agent: Agent | None = None
 
     def run(self, command: str, *, input: bytes | str = b"", timeout: float = 60.0, check: bool = False) -> Result:
@@ -67,6 +71,29 @@ class Inside:
         with tarfile.open(fileobj=io.BytesIO(packed.stdout), mode="r:") as archive:
             for member in archive:
                 _extract(archive, member, target)
+
+    def load_module(self, module: str | Path, parameters: str = "") -> None:
+        """Load a module into the guest's kernel: one of its own by name, with those that it needs, or the file of one
+        that was built for it. ImageError where there is none, CommandFailed where the kernel refuses it."""
+        if self.kernel is None:
+            raise UsageError("this guest's kernel is on its disk, so its modules are not known")
+        release = release_of(self.kernel)
+        folder = find_modules(self.kernel, release)
+        if folder is None:
+            raise UsageError(f"{self.kernel}: no modules of Linux {release} beside it")
+        tree = ModuleTree(folder)
+        if isinstance(module, Path) or "/" in module:
+            wanted = parse(decompress(Path(module)), Path(module))
+        else:
+            wanted = tree.load(module)
+        for needed in tree.resolve(wanted.depends):
+            self._insert(needed)
+        self._insert(wanted, parameters)
+
+    def _insert(self, module: Module, parameters: str = "") -> None:
+        place = f"/lib/modules/{module.name}.ko"
+        self.write_file(place, module.image)
+        self.run(f"grep -q '^{module.name} ' /proc/modules || insmod {place} {parameters}", check=True)
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
