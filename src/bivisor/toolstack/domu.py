@@ -60,6 +60,7 @@ class DomU(Inside, Inspected):
             raise UsageError("a domain needs a kernel")
         self._host = host
         self.config = config
+        self.kernel = config.kernel
         self.name = config.name
         self.uuid = config.uuid
         self.feed = feed

@@ -240,6 +240,11 @@ class XenHost:
         self.close()
 
 
+def xen_host(engine: Engine | str = "auto") -> XenHost:
+    """A Xen host in this process, to be used with `with`."""
+    return XenHost(engine)
+
+
 def with_kernel(config: DomainConfig, also: str = "", progress: ProgressFactory = quiet) -> DomainConfig:
     """`config` with the default guest where it names no kernel, which is told `also`. HostError."""
     if config.kernel is not None:
