@@ -74,27 +74,35 @@ def _text(registers: VgaRegisters, memory: memoryview, text: memoryview | None) 
     font = _font(registers, memory)
     cells = _characters(memory, text)
     cursor = _cursor(registers)
-    count = len(cells) // 2
-    out = bytearray()
+    words = memoryview(cells).cast("H")
+    count = len(words)
     blink = registers.attr[0x10] & 8
+    glyphs: dict[int, tuple[bytes, ...]] = {}
+
+    def glyph(word: int, first: int = 1, last: int = 0) -> tuple[bytes, ...]:
+        """The lines of a cell: its character and attribute, and the lines that are the cursor's."""
+        character, attribute = word & 0xFF, word >> 8
+        front, back = colours[attribute & 15], colours[attribute >> 4 & (7 if blink else 15)]
+        extend = wide == 9 and 0xC0 <= character < 0xE0
+        lines = font[32 * character : 32 * character + cell]
+        bits = (0xFF if first <= line <= last else drawn for line, drawn in enumerate(lines))
+        return tuple(_pixels(each, front, back, wide, extend) for each in bits)
+
+    stripes: list[bytes] = []
     for row in range(rows):
-        stripes: list[list[bytes]] = [[] for _ in range(cell)]
-        for column in range(columns):
-            at = (start + row * pitch + column) % count
-            character, attribute = cells[2 * at], cells[2 * at + 1]
-            front, back = colours[attribute & 15], colours[attribute >> 4 & (7 if blink else 15)]
-            glyph = font[32 * character : 32 * character + cell]
-            extend = wide == 9 and 0xC0 <= character < 0xE0
-            has_cursor = cursor is not None and at == cursor[0]
-            for line in range(cell):
-                bits = glyph[line] if line < len(glyph) else 0
-                if has_cursor and cursor is not None and cursor[1] <= line <= cursor[2]:
-                    bits = 0xFF
-                stripes[line].append(_pixels(bits, front, back, wide, extend))
-        for stripe in stripes:
-            out += b"".join(stripe)
+        place = [(start + row * pitch + column) % count for column in range(columns)]
+        shown = []
+        for at in place:
+            word = words[at]
+            found = glyphs.get(word)
+            if found is None:
+                found = glyphs[word] = glyph(word)
+            shown.append(found)
+        if cursor is not None and cursor[0] in place:
+            shown[place.index(cursor[0])] = glyph(words[cursor[0]], cursor[1], cursor[2])
+        stripes += map(b"".join, zip(*shown, strict=True))
     width = columns * wide
-    return Frame(width, rows * cell, 8, width, bytes(out), palette_of(registers))
+    return Frame(width, rows * cell, 8, width, b"".join(stripes), palette_of(registers))
 
 
 def _characters(memory: memoryview, text: memoryview | None) -> bytes:
