@@ -222,3 +222,21 @@ def test_keys_are_pressed_in_the_boot_menu_of_a_firmware_whose_screen_is_on_the_
     page.get_by_role("button", name="Stop: pc").click()
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.get_by_role("article", name="pc")).to_have_count(0)
+
+
+def test_the_requests_of_a_copy_are_shown_decoded_at_the_arrow_of_its_ring(person: Person, page: Page) -> None:
+    person.until(lambda: connected(person), "the devices do not connect")
+    page.get_by_role("button", name="Ring: disk xvda of domain 1").press("Enter")
+    events = page.locator(".events li")
+    terminal = person.terminal("console", "alice")
+    terminal.wait_for(b"~ # ")
+    terminal.type(b"dd if=/dev/xvda of=/dev/null bs=16k count=200 iflag=direct\n")
+    expect(events.filter(has_text="read").filter(has_text="16384 bytes").first).to_be_visible()
+    expect(events.filter(has_text="ok").first).to_be_visible()
+    expect(page.locator(".rate")).to_contain_text("a second: ring.read.request")
+    console = next(ring for ring in told(person)["rings"] if ring["id"] == "ring-console-1")
+    page.get_by_role("button", name=f"to port {console['port']} of domain 1").press("Enter")
+    terminal.type(b"echo $((40 + 2))\n")
+    expect(events.first).to_contain_text(f"domain 1 port {console['port']}")
+    terminal.type(b"\x1d")
+    assert terminal.ended() == 0

@@ -24,6 +24,7 @@ from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.hostd.place import Place, place_of
 from bivisor.toolstack.hostd.server import Peer, RpcServer
 from bivisor.toolstack.hostd.stream import ConsoleStream
+from bivisor.toolstack.hostd.tail import offer_tail
 from bivisor.toolstack.options import check_machine_name
 from bivisor.toolstack.screen import Display
 
@@ -79,6 +80,7 @@ class Presence:
             "describe": self.describe,
             "console": self.console,
             "screen": self.screen,
+            "events": self.events,
             "stop": self.stop,
             "power": self.power,
         }
@@ -139,6 +141,10 @@ class Presence:
                 self._shown.callback(display.unplug)
                 self._screen = self._shown.enter_context(VncServer(display, display, None, name=self.name))
             return self._screen
+
+    def events(self, peer: Peer, **wanted: Any) -> None:
+        """The connection carries the newest events from now on: see `tail.offer_tail`."""
+        offer_tail(self._vm.events, peer, **wanted)
 
     def stop(self, peer: Peer) -> None:
         """End it at once."""

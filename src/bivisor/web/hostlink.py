@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from bivisor.toolstack.hostd.client import HostClient
@@ -45,6 +46,10 @@ class HostLink:
     async def console(self, domain: str) -> tuple[socket.socket, bytes]:
         """A domain's console: a connection that the caller closes, and what came already."""
         return await asyncio.to_thread(lambda: HostClient(self._place).console(domain))
+
+    async def events(self, wanted: Mapping[str, Any]) -> tuple[socket.socket, bytes]:
+        """The newest events: a connection that carries them as lines of JSON, and what came of it already."""
+        return await asyncio.to_thread(lambda: HostClient(self._place).take("events", **wanted))
 
     async def screen(self, domain: str) -> tuple[socket.socket, bytes]:
         """A domain's screen: a connection that carries the RFB protocol, and what came of it already."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -51,6 +52,10 @@ class Machines:
     async def console(self, identity: str) -> tuple[socket.socket, bytes]:
         """A machine's console: a connection that the caller closes, and what came already."""
         return await asyncio.to_thread(lambda: self._open(identity).console(identity))
+
+    async def events(self, identity: str, wanted: Mapping[str, Any]) -> tuple[socket.socket, bytes]:
+        """A machine's newest events: a connection that carries them as lines of JSON, and what came of it already."""
+        return await asyncio.to_thread(lambda: self._open(identity).take("events", **wanted))
 
     async def screen(self, identity: str) -> tuple[socket.socket, bytes]:
         """A machine's screen: a connection that carries the RFB protocol, and what came of it already."""

@@ -13,7 +13,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from bivisor.errors import BivisorError, UsageError
 from bivisor.toolstack.hostd.place import Place
-from bivisor.web.carry import carry
+from bivisor.web.carry import carry, carry_lines
 from bivisor.web.guard import Guard
 from bivisor.web.hostlink import HostLink
 from bivisor.web.live import Live
@@ -22,6 +22,7 @@ from bivisor.web.orders import ORDERS
 
 STATIC = Path(str(files("bivisor.web") / "static"))
 _BODY_MAX = 64 << 10
+_WANTED = {"kinds", "domains", "names", "match"}
 
 
 class Page:
@@ -40,6 +41,7 @@ class Page:
                 web.get("/live", self._socket(self._follow)),
                 web.get("/console/{domain}", self._socket(self._console)),
                 web.get("/screen/{machine}", self._socket(self._screen)),
+                web.get("/events/{whose}", self._socket(self._events)),
                 web.get("/store", self._store),
                 web.post("/order/{order}", self._order),
                 web.static("/static", STATIC),
@@ -119,11 +121,34 @@ class Page:
         end, first = await place.console(name)
         await carry(end, first, socket)
 
+    async def _events(self, request: web.Request, socket: web.WebSocketResponse) -> None:
+        whose, wanted = request.match_info["whose"], wanted_events(request.query.get("wanted", "{}"))
+        if whose.startswith(IDENTITY):
+            end, first = await self._machines.events(whose, wanted)
+        else:
+            end, first = await self._host.events(wanted)
+        await carry_lines(end, first, socket)
+
     async def _screen(self, request: web.Request, socket: web.WebSocketResponse) -> None:
         name = request.match_info["machine"]
         place = self._machines if name.startswith(IDENTITY) else self._host
         end, first = await place.screen(name)
         await carry(end, first, socket)
+
+
+def wanted_events(words: str) -> dict[str, Any]:
+    """Which events a page asks for, as `tail.offer_tail` takes them. UsageError."""
+    try:
+        wanted = json.loads(words)
+    except ValueError:
+        wanted = None
+    if (
+        not isinstance(wanted, dict)
+        or not set(wanted) <= _WANTED
+        or not all(isinstance(v, list) for v in wanted.values())
+    ):
+        raise UsageError(f"which events: an object with lists of {', '.join(sorted(_WANTED))}")
+    return wanted
 
 
 async def _index(_: web.Request) -> web.FileResponse:

@@ -19,6 +19,7 @@ from bivisor.toolstack.hostd.picture import picture, store_nodes
 from bivisor.toolstack.hostd.place import Place
 from bivisor.toolstack.hostd.server import Peer
 from bivisor.toolstack.hostd.stream import ConsoleStream
+from bivisor.toolstack.hostd.tail import offer_tail
 from bivisor.toolstack.lifecycle import LifeCycle
 from bivisor.toolstack.xenhost import XenHost
 from bivisor.toolstack.xlconfig import DiskSpec, DomainConfig, VifSpec
@@ -251,6 +252,12 @@ class Methods:
         """See `rows.network_rows`."""
         del peer
         return rows.network_rows(self._host, self._find(domain).domid)
+
+    # ---------------------------------------------------------------- events
+
+    def events(self, peer: Peer, **wanted: Any) -> None:
+        """The connection carries the newest events from now on: see `tail.offer_tail`."""
+        offer_tail(self._host.events, peer, **wanted)
 
     # ---------------------------------------------------------------- console
 

@@ -61,7 +61,23 @@ export function showThing(thing) {
   fillPanel("", facts, traffic);
   shown = { thing, facts };
   refreshPanel(newest);
-  if (thing.type === "ring" || thing.type === "channel") end = showTraffic(traffic, thing);
+  const wanted = newest?.xen ? wantedFor(newest.xen, thing) : null;
+  if (wanted) end = showTraffic(traffic, "xen", wanted);
+}
+
+/** The events that pass at a thing. */
+function wantedFor(xen, { type, id }) {
+  if (type === "channel") {
+    const { domid, port, remote, remote_port: far } = xen.channels.find((channel) => channel.id === id) ?? {};
+    const match = [{ domain: domid, from_port: port }, { to: domid, port }];
+    if (far !== null) match.push({ domain: remote, from_port: far }, { to: remote, port: far });
+    return { kinds: ["event"], match };
+  }
+  if (type !== "ring") return null;
+  const { kind, frontend, device } = xen.rings.find((ring) => ring.id === id) ?? {};
+  if (kind === "xenstore") return { kinds: ["xenstore"], domains: [frontend] };
+  const name = kind === "console" ? `console/${frontend}` : `${kind}/${frontend}/${device}`;
+  return { kinds: ["ring"], domains: [frontend], match: [{ device: name }] };
 }
 
 export function refreshPanel(state) {
