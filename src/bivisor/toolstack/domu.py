@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -16,14 +17,16 @@ from bivisor.dom0.console import Console
 from bivisor.errors import GuestTimeout, UsageError
 from bivisor.events import Life
 from bivisor.events.probe import now
-from bivisor.toolstack import domnodes
+from bivisor.toolstack import domnodes, xendevices
 from bivisor.toolstack.agent import Agent
+from bivisor.toolstack.builders import build
 from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.gdb import serve
+from bivisor.toolstack.hvm import HvmDomain
+from bivisor.toolstack.hvmdevices import plug_in_card, plug_in_disk
 from bivisor.toolstack.inside import Inside
 from bivisor.toolstack.inspect import Inspected, Inspector
-from bivisor.toolstack.pv import PvDomain
-from bivisor.toolstack.pvh import PvhDomain
+from bivisor.toolstack.xendevices import XenDevice
 from bivisor.toolstack.xlconfig import DomainConfig
 from bivisor.xen.errors import XenError
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
     from bivisor.toolstack.xenhost import XenHost
 
-_BUILDERS: dict[str, type[PvhDomain]] = {"pvh": PvhDomain, "pv": PvDomain}
+Nodes = Mapping[str, str | int]
 ORDERS = ("poweroff", "reboot", "halt", "suspend")
 KIB = 1 << 10
 _SLACK_KIB = 1024
@@ -56,8 +59,6 @@ class DomU(Inside, Inspected):
         records: bool = True,
         agent: bool = False,
     ) -> None:
-        if config.kernel is None:
-            raise UsageError("a domain needs a kernel")
         self._host = host
         self.config = config
         self.kernel = config.kernel
@@ -71,19 +72,11 @@ class DomU(Inside, Inspected):
         self.next_config: DomainConfig | None = None
         """What it is made of when it reboots, where that is to be something else than `config`."""
         self._gdb: Server | None = None
+        self._plugged: list[XenDevice] = []
         self._news = threading.Condition()
         self._said = bytearray()
         self._seen = 0
-        self._built = _BUILDERS[config.type](
-            host.control,
-            host.engine,
-            config.kernel,
-            memory=config.maxmem,
-            initrd=config.ramdisk,
-            cmdline=config.cmdline,
-            cache=cache,
-            vcpus=config.maxvcpus,
-        )
+        self._built = build(host.control, host.engine, config, cache, feed)
         self.domid = self._built.domid
         self.path = f"/local/domain/{self.domid}"
         self._tell("created", self.name)
@@ -91,10 +84,12 @@ class DomU(Inside, Inspected):
         with host.loop.lock:
             domnodes.write_domain(host.store, self._person(), self.rings)
             host.store.introduce(self.domid, self._built.store_gfn, self._built.store_port)
-            self.console = Console(host.control, self.domid, self._built.console_gfn, self._built.console_port, feed)
+            hvm = self._built if isinstance(self._built, HvmDomain) else None
+            said = Feed() if hvm else feed  # the console of an HVM domain is its COM1; hvc0 is one more
+            self.console = Console(host.control, self.domid, self._built.console_gfn, self._built.console_port, said)
             if records:
                 feed.listen(self._hear)
-            feed.input = self.console.send
+            feed.input = self.console.send if hvm is None else hvm.type_serial
             feed.untaken = lambda: self.console.untaken
             if agent:
                 self._agent = self._connect_agent()
@@ -113,10 +108,18 @@ class DomU(Inside, Inspected):
 
     def attach_devices(self) -> None:
         """Give it the disks and networks of its configuration, before it runs for the first time. UsageError."""
+        built, host = self._built, self._host
         for disk in self.config.disks:
-            self._host.disks.attach(self.domid, disk)
+            if isinstance(built, HvmDomain):
+                plug_in_disk(host, built, disk)
+            else:
+                host.disks.attach(self.domid, disk)
         for spec in self.config.vifs:
-            self._host.networks.attach(self.domid, spec)
+            vif = host.networks.attach(self.domid, spec)
+            if isinstance(built, HvmDomain):
+                plug_in_card(host, built, vif)
+        if isinstance(built, HvmDomain):
+            built.power_on()
         self.devices_changed()
 
     @property
@@ -136,6 +139,22 @@ class DomU(Inside, Inspected):
             raise UsageError(f"domain {self.name} was created without gdb")
         return self._gdb.port
 
+    def plug(
+        self,
+        kind: str,
+        devid: int,
+        *,
+        backend: str = "",
+        backend_nodes: Nodes | None = None,
+        frontend_nodes: Nodes | None = None,
+    ) -> XenDevice:
+        """Give it one more device of type `kind`, served by the back-end of type `backend` (see `XenHost.add_backend`),
+        and wait until that has it open. UsageError where it cannot."""
+        device = XenDevice(kind, self.domid, devid, backend_nodes or {}, frontend_nodes or {}, backend)
+        xendevices.attach(self._host.loop, self._host.store, device)
+        self._plugged.append(device)
+        return device
+
     def _kill(self) -> None:
         self._host.xen.shutdown(self._built.domain, ShutdownReason.POWEROFF)
 
@@ -143,8 +162,9 @@ class DomU(Inside, Inspected):
         """Devices came or went: when it reboots it has those that it has now, under the same numbers and addresses."""
         vifs = self._host.networks.vifs(self.domid)
         specs = tuple(replace(vif.spec, mac=vif.mac, devid=vif.devid) for vif in vifs)
-        disks = tuple(vbd.spec for vbd in self._host.disks.vbds(self.domid))
-        self.config = replace(self.config, vifs=specs, disks=disks)
+        discs = [disk for disk in self.config.disks if disk.cdrom]
+        disks = [vbd.spec for vbd in self._host.disks.vbds(self.domid)]
+        self.config = replace(self.config, vifs=specs, disks=(*disks, *discs))
 
     def _person(self) -> domnodes.Person:
         config = self.config
@@ -239,6 +259,11 @@ class DomU(Inside, Inspected):
         host.disks.forget(self.domid)
         with host.loop.lock:
             host.channels.forget(self.domid)
+            for device in self._plugged:
+                xendevices.remove(host.store, device)
+        if self._plugged:
+            host.settle()
+        with host.loop.lock:
             self.console.close()
             self.feed.leave(self._hear)
             host.store.release(self.domid)
@@ -266,7 +291,8 @@ class DomU(Inside, Inspected):
 
     def send(self, text: bytes | str) -> None:
         """Type `text` on its console; a line ends with "\\n"."""
-        self.console.send(text.encode() if isinstance(text, str) else text)
+        with self._host.loop.lock:
+            self.feed.input(text.encode() if isinstance(text, str) else text)
 
     def _hear(self, data: bytes) -> None:
         with self._news:

@@ -95,17 +95,22 @@ class HvmDomain(PvhDomain):
         ):
             self.control.set_param(self.domid, index, value)
 
-    def add_drive(self, drive: Drive, place: int) -> None:
-        """Plug in an IDE drive at `place` (0 to 3)."""
+    def add_drive(self, drive: Drive, place: int, close: Callable[[], None]) -> None:
+        """Plug in an IDE drive at `place` (0 to 3), which holds what `close` gives back."""
         assert self.board is not None
         with self.control.loop.lock:
-            self.board.add_drive(drive, place)
+            self.board.add_drive(drive, place, close)
 
-    def add_nic(self, wire: NetBackend, mac: str) -> None:
-        """Plug in an emulated network card."""
+    def add_nic(self, wire: NetBackend, mac: str, close: Callable[[], None]) -> None:
+        """Plug in an emulated network card, which holds what `close` gives back."""
         assert self.board is not None
         with self.control.loop.lock:
-            self.board.add_nic(wire, mac)
+            self.board.add_nic(wire, mac, close)
+
+    def type_serial(self, data: bytes) -> None:
+        """Bytes typed at the other end of COM1. With the loop's lock held."""
+        assert self.board is not None
+        self.board.com1.receive(data)
 
     def power_on(self) -> None:
         """Everything is plugged in: put the firmware into memory, and the processor at its start."""

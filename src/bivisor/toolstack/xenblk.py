@@ -13,7 +13,7 @@ from bivisor.dom0.xenbus.service import Service
 from bivisor.dom0.xenstore.client import StoreClient
 from bivisor.errors import UsageError
 from bivisor.host.how import QEMU_FORMATS, HowToOpen
-from bivisor.host.images import open_image
+from bivisor.host.images import DiskImage, open_image
 from bivisor.toolstack import xendevices
 from bivisor.toolstack.xendevices import XenDevice
 from bivisor.toolstack.xlconfig.disk import DiskSpec, vdev_number
@@ -55,11 +55,12 @@ class Disks:
         self._store = store
         self._offer = offer
         self._lock = threading.Lock()
+        self._image: DiskImage | None = None
         self._vbds: dict[tuple[int, int], Vbd] = {}
         self._service = self._make_service()
 
     def _make_service(self) -> Service:
-        return Service(self._control, self._store, "vbd", driver(_open, self._offer))
+        return Service(self._control, self._store, "vbd", driver(self._open, self._offer))
 
     def restart(self) -> None:
         """Kill the back-end and start it again. Front-ends wait meanwhile, and their requests are carried out then."""
@@ -67,32 +68,53 @@ class Disks:
             self._service.close()
             self._service = self._make_service()
 
-    def attach(self, domid: int, spec: DiskSpec, *, timeout: float = xendevices.TIMEOUT_S) -> Vbd:
-        """Give domain `domid` a disk, and wait until the back-end has its image open. UsageError."""
-        with self._lock:
-            vbd = Vbd(domid, spec)
-            if (domid, spec.device) in self._vbds:
-                raise UsageError(f"domain {domid} has a disk {spec.vdev} already")
-            nodes: dict[str, str | int] = {
-                "params": spec.params,
-                "removable": 0,
-                "bootable": 1,
-                "dev": spec.vdev,
-                "type": "phy" if spec.format == "raw" else "qdisk",
-                "mode": "r" if spec.read_only else "w",
-                "device-type": "disk",
-                "discard-enable": int(spec.discard),
-                "specification": "xen",
-            }
-            own: dict[str, str | int] = {
-                "virtual-device": spec.device,
-                "device-type": "disk",
-                "trusted": int(spec.trusted),
-            }
-            device = XenDevice("vbd", domid, spec.device, nodes, own)
-            xendevices.attach(self._loop, self._store, device, timeout=timeout)
-            self._vbds[domid, spec.device] = vbd
-            return vbd
+    def _open(self, params: str, read_only: bool) -> Image:
+        image, self._image = self._image, None
+        return open_params(params, read_only) if image is None else image
+
+    def attach(
+        self, domid: int, spec: DiskSpec, *, image: DiskImage | None = None, timeout: float = xendevices.TIMEOUT_S
+    ) -> Vbd:
+        """Give domain `domid` a disk, and wait until the back-end has its image open. UsageError.
+
+        `image` is one that is open already, for another device of the domain; it is closed here whatever happens."""
+        try:
+            with self._lock:
+                with self._loop.lock:
+                    self._image = image
+                return self._attach(domid, spec, timeout)
+        finally:
+            with self._loop.lock:
+                left, self._image = self._image, None
+            if left is not None:
+                left.close()
+
+    def _attach(self, domid: int, spec: DiskSpec, timeout: float) -> Vbd:
+        if spec.cdrom:
+            raise UsageError(f"disk {spec.vdev}: a CD-ROM drive is there from the start of an HVM domain, or never")
+        vbd = Vbd(domid, spec)
+        if (domid, spec.device) in self._vbds:
+            raise UsageError(f"domain {domid} has a disk {spec.vdev} already")
+        nodes: dict[str, str | int] = {
+            "params": spec.params,
+            "removable": 0,
+            "bootable": 1,
+            "dev": spec.vdev,
+            "type": "phy" if spec.format == "raw" else "qdisk",
+            "mode": "r" if spec.read_only else "w",
+            "device-type": "disk",
+            "discard-enable": int(spec.discard),
+            "specification": "xen",
+        }
+        own: dict[str, str | int] = {
+            "virtual-device": spec.device,
+            "device-type": "disk",
+            "trusted": int(spec.trusted),
+        }
+        device = XenDevice("vbd", domid, spec.device, nodes, own)
+        xendevices.attach(self._loop, self._store, device, timeout=timeout)
+        self._vbds[domid, spec.device] = vbd
+        return vbd
 
     def detach(self, vbd: Vbd, *, timeout: float = xendevices.TIMEOUT_S, force: bool = False) -> None:
         """Take a disk away. UsageError if it is gone, or the guest does not let go within `timeout` and not `force`."""
@@ -156,7 +178,7 @@ class Disks:
         self._vbds.clear()
 
 
-def _open(params: str, read_only: bool) -> Image:
+def open_params(params: str, read_only: bool) -> DiskImage:
     """`params` is a path, or FORMAT:PATH; what does not say otherwise is raw, and never guessed."""
     format_, colon, path = params.partition(":")
     if not colon or format_ not in QEMU_FORMATS:

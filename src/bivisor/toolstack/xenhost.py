@@ -18,6 +18,7 @@ from bivisor.cpu.contract import Engine
 from bivisor.cpu.select import open_engine
 from bivisor.dom0 import store
 from bivisor.dom0.control import Control
+from bivisor.dom0.xenbus.service import Driver, Service
 from bivisor.dom0.xenstore.client import StoreClient
 from bivisor.errors import UsageError
 from bivisor.host.loop import EventLoop
@@ -37,6 +38,7 @@ from bivisor.xen.domain import State
 from bivisor.xen.hypervisor import Xen
 
 DEFAULT_CMDLINE = "console=hvc0 panic=-1"
+_SETTLE_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -64,6 +66,7 @@ class XenHost:
         self.server = store.start(self.control)
         self.store = StoreClient(self.server)
         self.domains: dict[int, DomU] = {}
+        self._backends: list[Service] = []
         self.on_end: Callable[[DomU, ShutdownReason | None], None] = lambda _, __: None
         self.on_failure: Callable[[BaseException], None] = lambda _: None
         self._lock = threading.RLock()
@@ -211,6 +214,20 @@ class XenHost:
             with self.loop.lock:
                 mine.feed.close()
 
+    def add_backend(self, kind: str, driver: Driver) -> None:
+        """Serve devices whose back-ends are of type `kind` by `driver(node, fail)`, which makes a `xenbus.link.Device`
+        of each: a class that derives from `RingBackend`, for example. UsageError where there is one of that type."""
+        with self.loop.lock:
+            if any(service.kind == kind for service in self._backends) or kind in ("vbd", "vif", "console"):
+                raise UsageError(f"there is a back-end of type {kind!r} already")
+            self._backends.append(Service(self.control, self.store, kind, driver))
+
+    def settle(self) -> None:
+        """Wait until Dom0 has done what there was to do when this was called. Not from the loop's thread."""
+        done = threading.Event()
+        self.loop.call_soon(done.set)
+        done.wait(_SETTLE_S)
+
     def destroy_all(self) -> None:
         """Destroy every domain."""
         for domain in list(self.domains.values()):
@@ -224,6 +241,8 @@ class XenHost:
             self.networks.close()
             self.disks.close()
             self.channels.close()
+            for service in self._backends:
+                service.close()
             self.store.close()
             self.server.close()
         self.loop.close()
@@ -247,7 +266,7 @@ def xen_host(engine: Engine | str = "auto") -> XenHost:
 
 def with_kernel(config: DomainConfig, also: str = "", progress: ProgressFactory = quiet) -> DomainConfig:
     """`config` with the default guest where it names no kernel, which is told `also`. HostError."""
-    if config.kernel is not None:
+    if config.kernel is not None or config.type == "hvm":
         return config
     guest = default_guest(progress)
     usual = "" if "console=" in config.cmdline else DEFAULT_CMDLINE

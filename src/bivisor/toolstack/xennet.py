@@ -161,6 +161,17 @@ class Networks:
             self._vifs[domid, vif.devid] = vif
             return vif
 
+    def join(self, vif: Vif, wire: OwnedWire) -> Callable[[], None]:
+        """Put another wire, of an emulated card, on the network of an interface, with the loop's lock held. What is
+        returned takes it off and closes it."""
+        port = Wire(self.bridge(_network_of(vif)), wire)
+
+        def leave() -> None:
+            port.close()
+            wire.close()
+
+        return leave
+
     def detach(self, domid: int, devid: int, *, timeout: float = xendevices.TIMEOUT_S, force: bool = False) -> None:
         """Take interface `devid` away. UsageError if there is none, or the guest does not let go and not `force`."""
         with self._lock:
@@ -241,7 +252,7 @@ class Networks:
     def _network(self, vif: Vif) -> str:
         """The name of the bridge that the interface is on, which is there then."""
         spec = vif.spec
-        name = spec.bridge if spec.kind == "vif" else _own_bridge(vif)
+        name = _network_of(vif)
         with self._loop.lock:
             self.bridge(name)
             if spec.kind != "vif":
@@ -273,6 +284,10 @@ class Networks:
             self.unplug(name)
         self._bridges.clear()
         self._vifs.clear()
+
+
+def _network_of(vif: Vif) -> str:
+    return vif.spec.bridge if vif.spec.kind == "vif" else _own_bridge(vif)
 
 
 def _own_bridge(vif: Vif) -> str:

@@ -295,7 +295,7 @@ def test_what_became_of_an_order_is_told_as_xl_tells_it(host: Host, capsys: Capt
         ("create /nope.cfg", "/nope.cfg: No such file or directory"),
         ("create a.cfg b.cfg", "b.cfg: one configuration file is enough"),
         ("create", "the configuration lacks name"),
-        ("create name=u1 type=hvm", "command line:1: type"),
+        ("create name=u1 type=xyz", "command line:1: type"),
         ("create -V name=u1", "-V: a PVH domain has no display"),
         ("create -e name=u1", "-e: the host watches over its domains"),
         ("trigger u1 explode", "is not one of 'nmi', 'reset'"),

@@ -76,19 +76,46 @@ def test_cmdline_beats_root_and_extra_and_says_so(tmp_path: Path) -> None:
     assert parsed.warnings == ("cmdline is given, so root and extra are ignored",)
 
 
+def test_a_stock_configuration_of_an_hvm_domain_is_understood(tmp_path: Path) -> None:
+    text = """
+name = "u1"
+builder = "hvm"
+boot = "dc"
+disk = ["disk.img,raw,hda,rw", "disc.iso,raw,hdc,cdrom"]
+serial = "pty"
+vga = "stdvga"
+vnc = 1
+"""
+    made = config(text, folder=tmp_path)
+    assert (made.type, made.boot, made.kernel) == ("hvm", "dc", None)
+    assert [(disk.vdev, disk.cdrom, disk.read_only) for disk in made.disks] == [
+        ("hda", False, False),
+        ("hdc", True, True),
+    ]
+    assert DomainConfig.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize("kind", ["pvh", "pv"])
+def test_only_an_hvm_domain_has_a_cdrom_drive(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"a {kind.upper()} domain has no CD-ROM drive"):
+        config(f'name="u1"\ntype="{kind}"\ndisk=["a.img,hdc:cdrom,r"]\n', folder=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "line", "told"),
     [
         ("pci = ['01:00.0']", 2, "pci is not supported: Bivisor hands no devices of the host to domains"),
         ("memry = 5", 2, "memry is not a key that Bivisor knows; is it memory?"),
-        ("zzzzzz = 5", 2, "zzzzzz is not a key that Bivisor knows (there are builder, cmdline,"),
+        ("zzzzzz = 5", 2, "zzzzzz is not a key that Bivisor knows (there are acpi, apic, bios,"),
         ("memory = ['x']", 2, "memory: a list has to be a number from 1"),
         ("memory = 'lots'", 2, "memory: 'lots' has to be a number from 1"),
         ("vcpus = 0", 2, "vcpus: 0 has to be a number from 1 to 128"),
-        ("type = 'hvm'", 2, 'type "hvm" is not there yet'),
+        ("builder = 'xen'", 2, 'builder "xen" is neither "hvm" nor "generic"'),
+        ("type = 'pvh'\nbuilder = 'hvm'", 3, 'builder "hvm" contradicts type "pvh"'),
+        ("boot = 'cx'", 2, "boot: 'cx': each of c (hard disk), d (CD-ROM)"),
+        ("serial = 'tcp::4'", 2, "serial: 'tcp::4': COM1 is"),
         ("type = 'vm'", 2, 'type "vm" is none of pvh, pv and hvm'),
-        ("builder = 'hvm'", 2, 'builder is not supported: type="pvh"'),
-        ("vnc = 1", 2, "vnc is not supported: it is for HVM domains"),
+        ("vga = 'qxl'", 2, "vga: 'qxl' is not there: stdvga"),
         ("\n\non_crash = 'coredump-restart'", 4, "on_crash: coredump-restart: Bivisor writes no core dumps"),
         ("on_crash = 'explode'", 2, "on_crash: 'explode' is none of destroy, restart, rename-restart, preserve"),
         ("uuid = 'x'", 2, "uuid: 'x' is not written as in 00000000-0000-0000-0000-000000001234"),

@@ -58,8 +58,6 @@ def test_a_format_is_raw_where_none_is_named_and_travels_with_the_disk() -> None
         ("nbd:a.img,xvda,w", "nbd: needs a hotplug script"),
         ("a.img,raw,xvda,backendtype=qdisk", "backendtype: Bivisor has one block back-end"),
         ("a.img,raw,xvda,colo-host=x", "colo-host: COLO is not there"),
-        ("a.img,hdc:cdrom,r", "a PVH domain has no CD-ROM drive"),
-        ("a.img,,xvda,cdrom", "a PVH domain has no CD-ROM drive"),
         ("a.img,raw,xvda,speed=9", "'speed' is not one of target, format, vdev, access"),
         ("a.img,raw,xvda,vdev=xvdb", "vdev is given twice"),
     ],

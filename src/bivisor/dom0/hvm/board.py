@@ -71,6 +71,7 @@ class HvmBoard:
         self.ports, self.mmio = port_bus(), mmio_bus()
         self._pins: dict[tuple[int, int], int] = {}
         self._nics: list[E1000] = []
+        self._held: dict[object, Callable[[], None]] = {}
 
         def line(irq: int) -> Callable[[bool], None]:
             return partial(self._set_irq, irq)
@@ -116,15 +117,18 @@ class HvmBoard:
         ports.attach(ADDRESS_PORT, CONFIG_PORTS, config, "PCI configuration")
         ports.attach(reset.FAST_RESET_PORT, 1, reset.FastReset(self._on_event), "port 0x92")
 
-    def add_drive(self, drive: Drive, place: int) -> None:
-        """Plug in an IDE drive: 0 and 1 are the primary channel's, 2 and 3 the secondary's."""
+    def add_drive(self, drive: Drive, place: int, close: Callable[[], None]) -> None:
+        """Plug in an IDE drive: 0 and 1 are the primary channel's, 2 and 3 the secondary's. `close` is called when it
+        is unplugged, or the board goes."""
         self.ide.add_drive(drive, place)
+        self._held[drive] = close
 
-    def add_nic(self, wire: NetBackend, mac: str) -> None:
-        """Plug in a network card."""
+    def add_nic(self, wire: NetBackend, mac: str, close: Callable[[], None]) -> None:
+        """Plug in a network card; `close` as above."""
         card = E1000(self.memory, wire, mac)
         self.pci.add(card)
         self._nics.append(card)
+        self._held[card] = close
 
     def start(self) -> None:
         """Everything is plugged in: take the guest's accesses."""
@@ -164,15 +168,19 @@ class HvmBoard:
                 for place, drive in enumerate(channel.drives):
                     if isinstance(drive, AtaDisk) and number * 2 + place >= first:
                         channel.drives[place] = None
+                        self._held.pop(drive)()
         if what & Unplug.NICS:
             for card in self._nics:
                 self.pci.remove(card)
+                self._held.pop(card)()
             self._nics.clear()
         self._options.say(f"unplugged {what!s} for drivers of product {self.unplug.product}".encode())
 
     def close(self) -> None:
         """Take no more accesses, and give everything back."""
         with ExitStack() as last_first:
+            for close in self._held.values():
+                last_first.callback(close)
             last_first.callback(self.pci.close)
             for device in (self.pm, self.com1, self._windows, self.client):
                 last_first.callback(device.close)

@@ -15,7 +15,7 @@ from bivisor.toolstack.xlconfig.vif import VifSpec
 
 MIB = 1 << 20
 NAME_MAX = 255
-TYPES = ("pvh", "pv")
+TYPES = ("pvh", "pv", "hvm")
 DEFAULT_MEMORY = 256 * MIB
 
 
@@ -48,7 +48,7 @@ class DomainConfig:
 
     name: str
     type: str = "pvh"
-    """"pvh" or "pv"."""
+    """One of TYPES."""
     kernel: Path | None = None
     ramdisk: Path | None = None
     cmdline: str = ""
@@ -57,6 +57,10 @@ class DomainConfig:
     vcpus: int = 1
     maxvcpus: int = 0
     uuid: str = ""
+    boot: str = "c"
+    """Of an HVM domain: what its firmware tries, in order: c hard disk, d CD-ROM, n network, a floppy."""
+    serial: str = "pty"
+    """Of an HVM domain: what its COM1 is, "pty" (its console) or "none"."""
     disks: tuple[DiskSpec, ...] = ()
     vifs: tuple[VifSpec, ...] = ()
     on_poweroff: Action = Action.DESTROY
@@ -76,6 +80,12 @@ class DomainConfig:
             raise UsageError(f"maxmem {most >> 20} MiB is less than memory {self.memory >> 20} MiB")
         if self.vcpus > processors:
             raise UsageError(f"maxvcpus {processors} is less than vcpus {self.vcpus}")
+        if self.type == "hvm" and self.kernel is not None:
+            raise UsageError("kernel: an HVM domain boots from its disks here")
+        if self.type != "hvm" and any(disk.cdrom for disk in self.disks):
+            raise UsageError(
+                f"a {self.type.upper()} domain has no CD-ROM drive; give the image as a disk with access=ro"
+            )
         taken: set[str] = set()
         for disk in self.disks:
             if disk.vdev in taken:

@@ -37,6 +37,8 @@ class DiskSpec:
     discard: bool = True
     trusted: bool = True
     format: str = "raw"
+    cdrom: bool = False
+    """A disc in a drive, which only an HVM domain has."""
 
     @property
     def params(self) -> str:
@@ -62,7 +64,9 @@ class DiskSpec:
             raise UsageError(f"disk {text!r}: it lacks the target, an image file or a block device")
         vdev_number(vdev)
         target = Path(words["target"])
-        return cls(target, vdev, _READ_ONLY[access], "no-discard" not in words, "untrusted" not in words, format_)
+        cdrom = "cdrom" in words
+        read_only = _READ_ONLY[access] or cdrom
+        return cls(target, vdev, read_only, "no-discard" not in words, "untrusted" not in words, format_, cdrom)
 
     def absolute(self, folder: Path) -> DiskSpec:
         """With its target as seen from `folder`; a bare name that is a device below /dev and no file there is that."""
@@ -109,11 +113,12 @@ def _named(found: dict[str, str], name: str, value: str, text: str) -> None:
     if name in _REFUSED or name.startswith(("colo-", "active-", "hidden-")):
         raise UsageError(f"disk {text!r}: {name}: {_REFUSED.get(name, _REFUSED['colo'])}")
     if name == "cdrom" or (name == "devtype" and value == "cdrom"):
-        raise UsageError(f"disk {text!r}: a PVH domain has no CD-ROM drive; give the image as a disk with access=ro")
+        _set(found, "cdrom", "cdrom", text)
+        return
     if name == "devtype" and value in ("", "disk"):
         return
     if name not in POSITIONAL and name not in _FLAGS:
-        names = ", ".join((*POSITIONAL, *sorted(_FLAGS - {"cdrom"})))
+        names = ", ".join((*POSITIONAL, *sorted(_FLAGS)))
         raise UsageError(f"disk {text!r}: {name!r} is not one of {names}")
     _set(found, name, value, text)
 

@@ -68,6 +68,8 @@ def config_of(keys: dict[str, Value], folder: Path) -> Parsed:
     """The configuration that assignments make. UsageError names key and line."""
     for key, value in keys.items():
         _check_known(key, value)
+        if key in _CHECKED:
+            _read(key, value, _CHECKED[key])
     _check_type(keys)
     if "name" not in keys:
         raise UsageError('the configuration lacks name, as in name="demo"')
@@ -75,12 +77,7 @@ def config_of(keys: dict[str, Value], folder: Path) -> Parsed:
     fields: dict[str, Any] = {}
     for key, (field, reader) in _READERS.items():
         if key in keys:
-            try:
-                fields[field] = reader(keys[key])
-            except ConfigError as error:
-                raise error.place.error(f"{key}: {error.words}") from None
-            except UsageError as error:
-                raise keys[key].place.error(str(error)) from None
+            fields[field] = _read(key, keys[key], reader)
     if "cmdline" in keys:
         if "root" in keys or "extra" in keys:
             warnings.append("cmdline is given, so root and extra are ignored")
@@ -92,6 +89,16 @@ def config_of(keys: dict[str, Value], folder: Path) -> Parsed:
     except UsageError as error:
         source = keys["name"].place.source
         raise UsageError(f"{source}: {error}") from None
+
+
+def _read(key: str, value: Value, reader: Callable[[Value], Any]) -> Any:
+    """What `reader` makes of the value of `key`. UsageError names key and line."""
+    try:
+        return reader(value)
+    except ConfigError as error:
+        raise error.place.error(f"{key}: {error.words}") from None
+    except UsageError as error:
+        raise value.place.error(str(error)) from None
 
 
 def _check_known(key: str, value: Value) -> None:
@@ -106,16 +113,28 @@ def _check_known(key: str, value: Value) -> None:
 
 def _check_type(keys: dict[str, Value]) -> None:
     if "builder" in keys:
-        raise keys["builder"].place.error('builder is not supported: type="pvh" is how it is said')
+        _check_builder(keys)
     if "type" not in keys:
         return
     match _text(keys["type"]):
-        case "pvh" | "pv":
+        case "pvh" | "pv" | "hvm":
             return
-        case "hvm":
-            raise keys["type"].place.error('type "hvm" is not there yet; "pvh" and "pv" are')
         case other:
-            raise keys["type"].place.error(f'type "{other}" is none of pvh, pv and hvm; "pvh" and "pv" are there')
+            raise keys["type"].place.error(f'type "{other}" is none of pvh, pv and hvm')
+
+
+def _check_builder(keys: dict[str, Value]) -> None:
+    """The older word for the type: "hvm", or "generic" for a PV domain."""
+    match _text(keys["builder"]):
+        case "hvm":
+            kind = "hvm"
+        case "generic":
+            kind = "pv"
+        case other:
+            raise keys["builder"].place.error(f'builder "{other}" is neither "hvm" nor "generic"; type says it as well')
+    said = keys.setdefault("type", Value(keys["builder"].place, kind))
+    if _text(said) != kind:
+        raise keys["builder"].place.error(f'builder "{_text(keys["builder"])}" contradicts type "{_text(said)}"')
 
 
 def _absolute(config: DomainConfig, folder: Path) -> DomainConfig:
@@ -163,6 +182,32 @@ def _action(value: Value) -> Action:
         raise value.place.error(f"{text!r} is none of {', '.join(action.value for action in Action)}") from None
 
 
+def _boot(value: Value) -> str:
+    text = _text(value)
+    if not text or set(text) - set("acdn") or len(set(text)) < len(text):
+        raise value.place.error(f"{text!r}: each of c (hard disk), d (CD-ROM), n (network) and a (floppy) at most once")
+    return text
+
+
+def _serial(value: Value) -> str:
+    content = value.content[:1] if isinstance(value.content, tuple) else (value,)
+    text = _text(content[0]) if content else "none"
+    if text not in ("pty", "none"):
+        raise value.place.error(f'{text!r}: COM1 is "pty", which xl console shows, or "none"')
+    return text
+
+
+def _choice(*allowed: str) -> Callable[[Value], None]:
+    """For keys of HVM domains with one way to be here."""
+
+    def check(value: Value) -> None:
+        text = _text(value)
+        if text not in allowed:
+            raise value.place.error(f"{text!r} is not there: {' or '.join(allowed)} is what an HVM domain has here")
+
+    return check
+
+
 def _uuid(value: Value) -> str:
     try:
         return str(uuids.UUID(_text(value)))
@@ -197,6 +242,8 @@ _READERS: dict[str, tuple[str, Callable[[Value], Any]]] = {
     "vcpus": ("vcpus", _number(1, VCPUS_MAX)),
     "maxvcpus": ("maxvcpus", _number(1, VCPUS_MAX)),
     "uuid": ("uuid", _uuid),
+    "boot": ("boot", _boot),
+    "serial": ("serial", _serial),
     "disk": ("disks", _list_of(DiskSpec.parse)),
     "vif": ("vifs", _list_of(VifSpec.parse)),
     "on_poweroff": ("on_poweroff", _action),
@@ -205,4 +252,23 @@ _READERS: dict[str, tuple[str, Callable[[Value], Any]]] = {
     "on_watchdog": ("on_watchdog", _action),
     "gdb": ("gdb", _text),
 }
-_ALSO = frozenset({"builder", "root", "extra"})
+_CHECKED: dict[str, Callable[[Value], None]] = {
+    "acpi": _choice("1"),
+    "apic": _choice("1"),
+    "pae": _choice("0", "1"),
+    "hap": _choice("0", "1"),
+    "bios": _choice("seabios"),
+    "firmware": _choice("bios", "seabios"),
+    "device_model_version": _choice("qemu-xen"),
+    "xen_platform_pci": _choice("1"),
+    "stdvga": _choice("1"),
+    "vga": _choice("stdvga"),
+    "videoram": _choice("16"),
+    "localtime": _choice("0"),
+    "sdl": _choice("0"),
+    "vnc": _choice("0", "1"),
+    "usb": _choice("0"),
+    "viridian": _choice("0"),
+}
+"""Keys that stock configurations of HVM domains have, of which nothing has to be kept."""
+_ALSO = frozenset({"builder", "root", "extra", *_CHECKED})
