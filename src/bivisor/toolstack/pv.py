@@ -9,7 +9,6 @@ from bivisor import boot
 from bivisor.boot import xenpv
 from bivisor.cpu.contract import Engine
 from bivisor.dom0.control import Control
-from bivisor.errors import UsageError
 from bivisor.host.falloc import punch_hole
 from bivisor.host.threads import sleeps
 from bivisor.memory import GuestMemory
@@ -17,12 +16,13 @@ from bivisor.toolstack.pvh import PvhDomain
 from bivisor.xen.config import DomainConfig
 from bivisor.xen.domain import Domain
 from bivisor.xen.pv.guest import PvGuest
+from bivisor.xen.pv.ring3.guest import Ring3Guest
 
 _E820_RAM = 1
 
 
 class PvDomain(PvhDomain):
-    """A PV domain that is built and paused; see `PvhDomain`. One processor."""
+    """A PV domain that is built and paused; see `PvhDomain`."""
 
     def __init__(
         self,
@@ -36,16 +36,15 @@ class PvDomain(PvhDomain):
         cache: boot.Cache | None = None,
         vcpus: int = 1,
     ) -> None:
-        if vcpus != 1:
-            raise UsageError(f"{vcpus} processors: a PV domain has one here")
         self.control = control
         with contextlib.ExitStack() as undo:
             ram = GuestMemory(memory, name="bivisor-domu-pv")
             undo.callback(ram.close)
-            guest = self.guest = PvGuest(control.xen, engine, ram, punch_hole)
+            make = PvGuest if engine.name == "soft" else Ring3Guest
+            guest = self.guest = make(control.xen, engine, ram, punch_hole)
             guest.sleeps = sleeps
             config = DomainConfig(flags=0, emulation_flags=0)
-            self.domain: Domain = control.xen.create_domain(ram, upcall=guest, config=config)
+            self.domain: Domain = control.xen.create_domain(ram, upcall=guest, vcpus=vcpus, config=config)
             self.domid = self.domain.domid
             guest.attach(self.domain)
             undo.pop_all()

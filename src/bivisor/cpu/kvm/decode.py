@@ -29,6 +29,7 @@ from bivisor.cpu.exits import (
     UnknownExit,
     WrMsr,
 )
+from bivisor.cpu.kvm.live import LiveRegisters
 
 _KEPT = 4096  # a guest that sweeps all addresses must not fill the host's memory
 MMIO_KEY = (1 << 40) - 1
@@ -49,9 +50,11 @@ class RunArea:
         self.bytes = memoryview(self._map)
         self.words = self.bytes.cast("I")
         self.quads = self.bytes.cast("Q")
-        self.ports: dict[int, PortIo] = {}
+        self.ports: dict[int, Exit] = {}
+        self._doors: dict[int, Exit] = {}
         self.mmios: dict[tuple[int, int], Mmio] = {}
         self._views: dict[tuple[int, int], memoryview] = {}
+        self._live: LiveRegisters | None = None
         self._hlt = Hlt()
         self._window = InterruptWindow()
         self._shutdown = Shutdown()
@@ -85,6 +88,17 @@ class RunArea:
         self._rax = self._view(Run.SYNC_REGS, 8)
         self.quads[Run.VALID_REGS // 8] = abi.SYNC_X86_REGS | abi.SYNC_X86_SREGS
 
+    def door(self, port: int, exit_: Exit) -> None:
+        """A write of one byte to `port` comes as `exit_`, always the same object."""
+        key = abi.EXIT_IO_OUT | 1 << 8 | port << 16 | 1 << 32
+        self._doors[key] = self.ports[key] = exit_
+
+    def live(self) -> LiveRegisters:
+        """The registers, from the next exit on."""
+        if self._live is None:
+            self._live = LiveRegisters(self.quads)
+        return self._live
+
     def decode(self) -> Exit:
         """The exit that kvm_run tells of."""
         reason = self.words[Run.EXIT_REASON // 4]
@@ -93,10 +107,13 @@ class RunArea:
 
     def close(self) -> None:
         """Unmap. Views that exits carry are released with it."""
+        if self._live is not None:
+            self._live.close()
         for view in (*self._views.values(), self.quads, self.words, self.bytes):
             view.release()
         self._views.clear()
         self.ports.clear()
+        self._doors.clear()
         self.mmios.clear()
         self._decoders.clear()  # they refer to this object: without the circle it goes when its owner goes
         self._map.close()
@@ -113,6 +130,7 @@ class RunArea:
             return self._hypercall_by_port()
         if len(self.ports) >= _KEPT:
             self.ports.clear()
+            self.ports.update(self._doors)
         # The kernel always uses the same page for port data (KVM_PIO_PAGE_OFFSET), so the offset is no part of the key.
         found = PortIo(_DIRECTIONS[direction], port, size, count, self._view(offset, size * count))
         self.ports[self.quads[Run.EXIT // 8]] = found

@@ -16,6 +16,7 @@ from bivisor.cpu.kvm.calls import call, failure
 from bivisor.cpu.kvm.decode import MMIO_KEY, RunArea
 from bivisor.cpu.kvm.enter import EnterThunk
 from bivisor.cpu.kvm.kick import accept_kicks, kick_thread
+from bivisor.cpu.kvm.live import LiveRegisters
 from bivisor.cpu.kvm.stats import Statistics
 from bivisor.cpu.registers import CpuidEntry, Events, Fpu, GuestDebug, Regs, Sregs
 from bivisor.errors import EngineError
@@ -80,6 +81,14 @@ class KvmVcpu:
         """See `KvmMachine.hypercalls_by_port`."""
         if port is not None:
             self._area.take_hypercalls(port)
+
+    def door(self, port: int, exit_: Exit) -> None:
+        """Have a write of one byte to `port` come as `exit_`: for code of the hypervisor's inside the guest."""
+        self._area.door(port, exit_)
+
+    def live(self) -> LiveRegisters:
+        """The general registers, without a call for each look, from the next exit on (KVM_CAP_SYNC_REGS)."""
+        return self._area.live()
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -33,13 +33,13 @@ def _masks() -> dict[tuple[int, str], int]:
     return masks
 
 
-def pv_cpuid(engine: Engine, vcpu: Vcpu, domid: int, address_bits: int) -> tuple[CpuidEntry, ...]:
-    """The leaves of the one processor of domain `domid`, whose machine addresses have `address_bits`."""
+def pv_cpuid(engine: Engine, vcpu: Vcpu, vcpus: int, domid: int, address_bits: int) -> tuple[CpuidEntry, ...]:
+    """The leaves of a processor of domain `domid`, which has `vcpus`, and machine addresses of `address_bits`."""
     khz = engine.tsc_khz()
     multiplier, shift = tsc_scale(khz)
     masks = _masks()
     own = []
-    for entry in domain_cpuid(engine, vcpu, 1, domid):
+    for entry in domain_cpuid(engine, vcpu, vcpus, domid):
         if entry.leaf in _HYPERVISOR:
             continue
         for register in ("ebx", "ecx", "edx"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from bivisor.abi.xen.pv import INVALID_M2P_ENTRY
+from bivisor.cpu.registers import Regs
 from bivisor.xen.domain import Domain
 from bivisor.xen.pv.pages import GONE, NONE, Pages
 from bivisor.xen.pv.private import Private
@@ -23,6 +24,9 @@ class Processors(Protocol):
     initialised: set[int]
     """Those that know where to begin."""
 
+    def enter(self, index: int, regs: Regs) -> None:
+        """Processor `index` is about to run the kernel with `regs`, on the page tables that it has."""
+
     def initialise(self, index: int, context: Context) -> None:
         """VCPUOP_initialise. XenError: EEXIST, EINVAL."""
 
@@ -36,6 +40,8 @@ class Processors(Protocol):
 class Frames:
     """What the processors of `domain` have in common. `shared` is its shared_info, `machines` are its processors."""
 
+    pages_type: type[Pages] = Pages
+
     def __init__(self, domain: Domain, private: Private, shared: int, processors: Processors) -> None:
         self.domain = domain
         self.processors = processors
@@ -45,7 +51,7 @@ class Frames:
         """Frames of the hypervisor's that it shares with the guest: shared_info, grant tables."""
         self.machines: list[PvMachine] = []
         words = domain.memory.ram.view.cast("Q")
-        self.pages = Pages(words, domain.absent, self.extra.__contains__, private.slots, self.flush)
+        self.pages = self.pages_type(words, domain.absent, self.extra.__contains__, private.slots, self.flush)
 
     def flush(self) -> None:
         """Every processor forgets what page tables said."""

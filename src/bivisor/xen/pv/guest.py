@@ -24,7 +24,7 @@ from bivisor.xen.pv.vcpus import Context, enter
 from bivisor.xen.vcpu_thread import VcpuThread
 
 _SEGMENT_BASES = (0xC000_0100, 0xC000_0104)
-_ADDRESS_BITS = 40
+ADDRESS_BITS = 40
 _ALIGN = 512
 _ENTRY_SIZE = 32
 _ENTRY = b"\x51\x41\x53\xb8%s\x0f\x05\x41\x5b\x59\xc3"  # push rcx, r11; mov eax, number; syscall; pop r11, rcx; ret
@@ -32,9 +32,11 @@ _IRET = b"\x51\x41\x53\x50\xb8\x17\0\0\0\x0f\x05"  # push rcx, r11, rax; mov eax
 
 
 class PvGuest(PvhGuest):
-    """See `PvhGuest`. UsageError where the engine has no supervised kernels, or a domain is larger than it can be."""
+    """See `PvhGuest`. UsageError where a domain is larger than it can be."""
 
     frames: Frames
+    frames_type: type[Frames] = Frames
+    machine_type: type[PvMachine] = PvMachine
     machine_view: PvMachine
     """The first processor."""
 
@@ -49,7 +51,7 @@ class PvGuest(PvhGuest):
         if memory.size > HOLE_START:
             raise UsageError(f"{memory.size >> 20} MiB: a PV domain has at most {HOLE_START >> 20} MiB here")
         frames = memory.size // PAGE
-        self.private = p.Private(frames, vcpus)
+        self.private = self._make_private(frames, vcpus)
         self.initialised = {0}
         self.shared_mfn = -(-frames // _ALIGN) * _ALIGN
         """The first of the hypervisor's frames that the guest may map: its shared_info; grant frames follow."""
@@ -59,40 +61,74 @@ class PvGuest(PvhGuest):
             self.private.close()
             raise
 
+    def _make_private(self, frames: int, vcpus: int) -> p.Private:
+        return p.Private(frames, vcpus)
+
+    @staticmethod
+    def _most_vcpus(engine: Engine) -> int:
+        return getattr(engine, "max_supervised_vcpus", engine.max_vcpus)
+
+    def attach(self, domain: Domain) -> None:
+        """See `PvhGuest.attach`."""
+        super().attach(domain)
+        turns = getattr(self.machine, "turns", None)
+        if turns is None:
+            return
+        lock = self.xen.lock
+
+        def defer(work: Callable[[], None]) -> bool:
+            def locked() -> None:
+                with lock:
+                    work()
+
+            return bool(turns.defer(locked))
+
+        def quiesce() -> None:
+            for thread in self.threads:
+                thread.pass_by()
+
+        domain.events.defer = defer
+        domain.quiesce = quiesce
+
     def _prepare(self) -> None:
         self.machine.map(self.private.slot)
         self.machine.filter_msrs([(0, _SEGMENT_BASES[0]), (_SEGMENT_BASES[1], (1 << 32) - _SEGMENT_BASES[1])])
 
     def _processor(self, domain: Domain, vcpu: Vcpu) -> VcpuThread:
-        if not hasattr(vcpu, "supervise"):
-            raise UsageError(f"a PV domain runs on the engine soft, and not on {self._engine.name}")
-        cpuid = pv_cpuid(self._engine, vcpu, domain.domid, _ADDRESS_BITS)
+        cpuid = pv_cpuid(self._engine, vcpu, len(self.vcpus), domain.domid, ADDRESS_BITS)
         vcpu.set_cpuid(cpuid)
         if not vcpu.index:
             page = domain.frame_for(self.shared_mfn)
             domain.move_shared_info(page, self.shared_mfn)
-            self.frames = Frames(domain, self.private, self.shared_mfn, self)
+            self.frames = self.frames_type(domain, self.private, self.shared_mfn, self)
         domain.vcpus[vcpu.index].info[abi.VCPU_UPCALL_MASK] = 1
-        machine = PvMachine(self.frames, vcpu.index, cpuid)
+        machine = self.machine_type(self.frames, vcpu.index, cpuid)
         if not vcpu.index:
             self.machine_view = machine
-        thread = PvThread(self, domain, vcpu, machine)
+        thread = self._make_thread(domain, vcpu, machine)
         machine.set_info(self.shared_mfn, vcpu.index * abi.SHARED_VCPU_INFO_SIZE)
         return thread
+
+    def _make_thread(self, domain: Domain, vcpu: Vcpu, machine: PvMachine) -> VcpuThread:
+        return PvThread(self, domain, vcpu, machine)
 
     def begin(self, rip: int, rsi: int, rsp: int, root: int) -> None:
         """The state in which the kernel is entered, on the page tables at frame `root`. XenError(EINVAL) if they are
         not what a guest may have."""
         self.machine_view.start(root)
-        enter(self.vcpu, self.machine_view, Regs(rip=rip, rsi=rsi, rsp=rsp))
+        self.enter(0, Regs(rip=rip, rsi=rsi, rsp=rsp))
 
     # ---------------------------------------------------------------- Processors
+
+    def enter(self, index: int, regs: Regs) -> None:
+        """See `Processors.enter`."""
+        enter(self.vcpus[index], self.frames.machines[index], regs)
 
     def initialise(self, index: int, context: Context) -> None:
         """See `Processors.initialise`."""
         if index in self.initialised:
             raise XenError(Errno.EEXIST)
-        context.load(self.vcpus[index], self.frames.machines[index])
+        context.load(self.frames.machines[index])
         self.initialised.add(index)
 
     def up(self, index: int) -> None:
@@ -129,9 +165,11 @@ class PvGuest(PvhGuest):
     @property
     def hypercalls(self) -> dict[int, int]:
         """How often the guest made each hypercall, but for iret, which it makes without the hypervisor."""
-        thread = self.threads[0]
-        assert isinstance(thread, PvThread)
-        return thread.hypercalls()
+        total: dict[int, int] = {}
+        for thread in self.threads:
+            for number, count in thread.hypercalls().items():  # type: ignore[attr-defined]
+                total[number] = total.get(number, 0) + count
+        return total
 
     def _interrupt(self, vcpu: int) -> None:
         thread = self.threads[vcpu]

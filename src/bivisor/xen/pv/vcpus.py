@@ -128,7 +128,7 @@ class Context:
             user_gs_base=user_gs,
         )
 
-    def load(self, vcpu: Vcpu, machine: PvMachine) -> None:
+    def load(self, machine: PvMachine) -> None:
         """Have the processor begin with it. XenError(EINVAL) for page tables or descriptors that are none."""
         pages, private = machine.pages, machine.private
         pages.get(self.root, L4)
@@ -150,7 +150,7 @@ class Context:
         private.set_callback(CallbackType.EVENT, self.event, masks_events=True)
         private.set_callback(CallbackType.SYSCALL, self.syscall, masks_events=self.syscall_masks_events)
         machine.debug[:4] = self.debug[:4]
-        enter(vcpu, machine, self.regs)
+        machine.frames.processors.enter(machine.index, self.regs)
         machine.cpu.set_base("fs", self.fs_base)
         machine.cpu.set_base("gs", self.gs_base)
         machine.cpu.set_base("kernel_gs", self.user_gs_base)

@@ -1,0 +1,119 @@
+"""Runs a PV domain on the engine `kvm`: kernel and programs at CPL 3, and the hypervisor's stub at CPL 0."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bivisor.abi.x86 import Efer, Msr, Rflags
+from bivisor.cpu.contract import Vcpu
+from bivisor.cpu.exits import Interrupted
+from bivisor.cpu.registers import DescriptorTable, Regs, Segment, Sregs
+from bivisor.errors import UsageError
+from bivisor.memory import PAGE
+from bivisor.xen.domain import Domain
+from bivisor.xen.pv.guest import PvGuest
+from bivisor.xen.pv.machine import CR0, CR4, PvMachine
+from bivisor.xen.pv.ring3 import hidden as h
+from bivisor.xen.pv.ring3.block import Block
+from bivisor.xen.pv.ring3.machine import Ring3Frames, Ring3Machine
+from bivisor.xen.pv.ring3.thread import CALL, Ring3Thread
+from bivisor.xen.vcpu_thread import VcpuThread
+
+_FMASK: Final = int(Rflags.AC | Rflags.VM | Rflags.RF | Rflags.NT | Rflags.DF | Rflags.IF | Rflags.TF)
+_ARITHMETIC: Final = 0x8D5
+_STAR: Final = 0xE023 << 48 | h.CODE_SELECTOR << 32
+_KERNEL_CS, _KERNEL_SS = 0xE033, 0xE02B
+
+
+class Ring3Guest(PvGuest):
+    """See `PvGuest`."""
+
+    frames: Ring3Frames
+    frames_type = Ring3Frames
+    machine_type = Ring3Machine
+    private: h.Hidden  # type: ignore[assignment]
+    _native: bool | None = None
+
+    def _make_private(self, frames: int, vcpus: int) -> h.Hidden:  # type: ignore[override]
+        hidden = h.Hidden(frames, vcpus)
+        hidden.cpus = [Block(hidden, index) for index in range(vcpus)]
+        return hidden
+
+    def _prepare(self) -> None:
+        self.machine.map(self.private.slot)
+
+    def _make_thread(self, domain: Domain, vcpu: Vcpu, machine: PvMachine) -> VcpuThread:
+        assert isinstance(machine, Ring3Machine)
+        return Ring3Thread(self, domain, vcpu, machine)
+
+    # ---------------------------------------------------------------- start
+
+    def enter(self, index: int, regs: Regs) -> None:
+        """See `Processors.enter`."""
+        vcpu, machine = self.vcpus[index], self.frames.machines[index]
+        block = self.private.cpus[index]
+        assert isinstance(block, Block)
+        block.set_root(machine.root << 12)
+        block.set_user_root(machine.user_root << 12)
+        sregs = self._sregs(vcpu, block, machine.root)
+        if self._native is None:
+            vcpu.set_sregs(sregs)
+            self._native = self._syscall_leads_to_cpl0(vcpu)
+        vcpu.set_sregs(sregs)
+        lstar = block.linear + h.NATIVE * PAGE if self._native else h.GATE
+        vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: _FMASK if self._native else 0})
+        regs.rflags = regs.rflags & _ARITHMETIC | Rflags.IF | Rflags.FIXED
+        vcpu.set_regs(regs)
+
+    def _sregs(self, vcpu: Vcpu, block: Block, root: int) -> Sregs:
+        sregs = vcpu.get_sregs()
+        sregs.cs = Segment.flat(_KERNEL_CS, code=True, long=True, dpl=3)
+        sregs.ss = Segment.flat(_KERNEL_SS, code=False, dpl=3)
+        sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ldt = Segment(unusable=1)
+        sregs.tr = Segment(base=block.linear + h.TSS * PAGE, limit=h.TSS_LIMIT, selector=h.TASK, type=11, s=0)
+        sregs.gdt = DescriptorTable(block.linear, h.GDT_LIMIT)
+        sregs.idt = DescriptorTable(h.IDT, PAGE - 1)
+        sregs.cr0, sregs.cr3, sregs.cr4 = CR0, root * PAGE, CR4
+        sregs.efer = int(Efer.SCE | Efer.LME | Efer.LMA | Efer.NX)
+        return sregs
+
+    def _syscall_leads_to_cpl0(self, vcpu: Vcpu) -> bool:
+        """Some KVMs leave SYSCALL at CPL 3: have the processor execute one, and see where it is."""
+        vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: h.PROBED, Msr.IA32_FMASK: 0})
+        vcpu.set_regs(Regs(rip=h.PROBE, rflags=Rflags.FIXED))
+        exit_ = vcpu.run()
+        cpl = vcpu.get_sregs().cs.dpl
+        if exit_ is not CALL:
+            raise UsageError(f"a PV domain does not run on this engine: {exit_}")
+        vcpu.kick()  # the write to the port ends with the next entry
+        if not isinstance(vcpu.run(), Interrupted):
+            raise UsageError("a PV domain does not run on this engine: it cannot be stopped")
+        return cpl == 0
+
+    # ---------------------------------------------------------------- while it runs
+
+    def forget_page_tables(self) -> None:
+        """Have the engine forget all that it knows of page tables in the domain's memory."""
+        for slot in self.memory.slots:
+            self.machine.unmap(slot)
+            self.machine.map(slot)
+
+    def may_enter(self, thread: VcpuThread) -> bool:
+        """See `PvGuest.may_enter`."""
+        may = super().may_enter(thread)
+        if may:
+            assert isinstance(thread, Ring3Thread)
+            thread.before_entry()
+        return may
+
+    def _interrupt(self, vcpu: int) -> None:
+        thread = self.threads[vcpu]
+        assert isinstance(thread, Ring3Thread)
+        thread.event()
+
+    def close(self) -> None:
+        """See `PvGuest.close`."""
+        self.stop()
+        for block in self.private.cpus:
+            block.close()
+        super().close()

@@ -1,0 +1,227 @@
+"""The processor of a PV domain whose kernel is at CPL 3: hypercalls and exceptions come out of the stub (stub.S)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from bivisor.abi.x86 import Msr, Rflags, Vector
+from bivisor.abi.xen.errno import Errno
+from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, ShutdownReason
+from bivisor.cpu.contract import Vcpu
+from bivisor.cpu.exits import Exit, Hypercall, InterruptWindow
+from bivisor.memory import PAGE
+from bivisor.xen.call import Preempted
+from bivisor.xen.domain import Domain, State
+from bivisor.xen.errors import XenError
+from bivisor.xen.pv.call import PvCall
+from bivisor.xen.pv.msrs import IGNORED, READABLE
+from bivisor.xen.pv.ring3 import hidden as h
+from bivisor.xen.pv.ring3.machine import Ring3Cpu, Ring3Machine
+from bivisor.xen.pv.ring3.stub import (
+    CALL_PORT,
+    CRASH_PORT,
+    ENTRIES,
+    SECOND_STACK,
+    TRAP_PORT,
+    UPCALL_VECTOR,
+)
+from bivisor.xen.pv.table import TABLE, step
+from bivisor.xen.vcpu_thread import VcpuThread
+from bivisor.xen.watched import watch_hypercalls
+
+if TYPE_CHECKING:
+    from bivisor.xen.pv.ring3.guest import Ring3Guest
+
+_FUNCTION = TABLE.get
+_MASK: Final = (1 << 64) - 1
+_NOTHING: Final = memoryview(bytearray(8))
+CALL, TRAP, CRASH = (Hypercall("xen-pv", number, (), 0, True, _NOTHING) for number in range(3))
+"""The three exits of the stub."""
+_RIP: Final = 16
+_CODE_SIZE: Final = 2 * PAGE
+_BASES: Final = (Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE)
+_BS: Final = 1 << 14
+_DR6: Final = 6
+_CR2: Final = 16  # in struct vcpu_info
+
+
+class Ring3Thread(VcpuThread):
+    """See `VcpuThread`."""
+
+    def __init__(self, guest: Ring3Guest, domain: Domain, vcpu: Vcpu, machine: Ring3Machine) -> None:
+        super().__init__(guest, domain, vcpu)
+        self.machine = machine
+        self._block = machine.private
+        live = self._live = vcpu.live()  # type: ignore[attr-defined]
+        self._registers: memoryview = live.words
+        machine.cpu = Ring3Cpu(vcpu, live, self._block)
+        machine.read_msr, machine.write_msr = self._read_msr, self._write_msr
+        machine.forget_all = guest.forget_page_tables
+        for port, exit_ in ((CALL_PORT, CALL), (TRAP_PORT, TRAP), (CRASH_PORT, CRASH)):
+            vcpu.door(port, exit_)  # type: ignore[attr-defined]
+        self._exits.handlers[InterruptWindow] = self._window
+        self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)
+        self._lock = guest.xen.lock
+        self._sites.append(watch_hypercalls(self._pv_call, TABLE))
+        self._calls = 0
+        self.counts = dict.fromkeys(TABLE, 0)
+
+    def hypercalls(self) -> dict[int, int]:
+        """How often each came here, which iret does not."""
+        return {number: count for number, count in self.counts.items() if count}
+
+    # ---------------------------------------------------------------- exits of the stub
+
+    def _hypercall(self, exit_: Exit) -> bool:
+        if self._registers[_RIP] - h.STUB >= _CODE_SIZE or self._registers[_RIP] < h.STUB:
+            return self._own_port()
+        if exit_ is CALL:
+            self._call_()
+        elif exit_ is TRAP:
+            self._trap()
+        else:
+            self._no_way("no way into the kernel's handler")
+        return self._wish is None and self._domain.state is State.RUNNING
+
+    def _call_(self) -> None:
+        """A hypercall: its number is in RAX (arch-x86/xen-x86_64.h)."""
+        regs = self._registers
+        number = regs[0]
+        watched = self._pv_call.watched
+        function = _FUNCTION(number) if watched is None else watched.get(number)
+        if function is not None:
+            self.counts[number] += 1
+            try:
+                with self._lock:
+                    result = function(self._pv_call, regs[5], regs[4], regs[3], regs[10], regs[8])
+            except XenError as error:
+                result = -error.errno
+            except Preempted as more:
+                result = self._go_on(number, more)
+        else:
+            result = -Errno.ENOSYS
+        with self._lock:
+            self.machine.settle()
+        regs[0] = result & _MASK
+        self._live.changed()
+        self._calls += 1
+        if not self._calls & 63:
+            self._guest.keep_time(self.tsc)
+
+    def _go_on(self, number: int, more: Preempted) -> int:
+        while True:
+            time.sleep(0)
+            if not self._pv_call.give_way():
+                return -Errno.EINTR
+            try:
+                with self._lock:
+                    return step(self._pv_call, number, more.arguments)
+            except Preempted as again:
+                more = again
+
+    def _no_way(self, why: str) -> None:
+        text = f"d{self._domain.domid}v{self.index}: {why} (RIP {self._block.frame[3]:#x})\n"
+        self._guest.xen.console_write(self._domain, text.encode())
+        self._guest.xen.shutdown(self._domain, ShutdownReason.CRASH)
+
+    # ---------------------------------------------------------------- exceptions that the stub shows first
+
+    def _trap(self) -> None:
+        regs, block = self._registers, self._block
+        vector = regs[11]
+        frame = block.frame
+        at_first = vector not in SECOND_STACK
+        if not at_first:
+            frame[:] = block.second
+        if not frame[4] & 3:
+            if at_first or frame[3] != h.STUB + ENTRIES.iretq:
+                self._no_way(f"exception {vector} where Xen's own frames are made")
+                return
+            frame[3:] = memoryview(bytes(block.second[3:])).cast("Q")
+            self._failed_return()
+            return
+        self.machine.cpu.trap_registers.has_error = not at_first or vector == Vector.PF
+        block.bounce(not (self._kernel(vector) if block.in_kernel else self._program(vector)))
+        with self._lock:
+            self.machine.settle()
+
+    def _failed_return(self) -> None:
+        """IRETQ itself faulted: the frame that it took is where it was, and the exception is that of whom it names."""
+        self._block.bounce(True)
+
+    def _kernel(self, vector: int) -> bool:
+        machine = self.machine
+        with self._lock:
+            match vector:
+                case Vector.UD:
+                    return machine.forced_cpuid()
+                case Vector.PF:
+                    address = machine.cpu.fault_address
+                    if machine.store_to_table(address):
+                        return True
+                    self._info.info[_CR2 : _CR2 + 8] = address.to_bytes(8, "little")
+                case Vector.GP:
+                    if machine.cpu.rip == h.NO_HANDLER:
+                        self._no_way("no handler for an exception")
+                        return True
+                    return machine.emulate()
+        self._before(vector)
+        return False
+
+    def _program(self, vector: int) -> bool:
+        self._before(vector)
+        return False
+
+    def _before(self, vector: int) -> None:
+        if vector == Vector.DB:
+            self.machine.debug[_DR6] |= _BS
+        elif vector == Vector.NM:
+            self.machine.set_task_switched(False)
+
+    def _read_msr(self, index: int) -> int | None:
+        if index == Msr.IA32_TIME_STAMP_COUNTER:
+            return self.tsc()
+        if index in _BASES:
+            return self.vcpu.get_msrs([index])[index]
+        return READABLE.get(index)
+
+    def _write_msr(self, index: int, value: int) -> bool:
+        if index in _BASES and value >> 47 in (0, 0x1FFFF):
+            self.vcpu.set_msrs({index: value})
+            return True
+        return index in IGNORED
+
+    # ---------------------------------------------------------------- ports that the guest itself reaches
+
+    def _own_port(self) -> bool:
+        """IN or OUT of the guest's own, on a processor that does not ask for its privilege: nothing is there."""
+        return True
+
+    # ---------------------------------------------------------------- events
+
+    def event(self) -> None:
+        """The guest has an event to see, if it does not see it by itself. From any thread."""
+        if threading.current_thread() is not self._thread:
+            self.vcpu.kick()
+
+    def before_entry(self) -> None:
+        """Interrupt the guest if it has an event to see."""
+        info = self._info.info
+        if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
+            view = self.vcpu.kernel_view  # type: ignore[attr-defined]
+            if view.ready_for_interrupt_injection and view.if_flag:
+                self.vcpu.interrupt(UPCALL_VECTOR)
+            else:
+                self.vcpu.request_interrupt_window()
+
+    def _window(self, _: Exit) -> bool:
+        self.vcpu.request_interrupt_window(False)
+        info = self._info.info
+        if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
+            self.vcpu.interrupt(UPCALL_VECTOR)
+        return True
+
+
+FLAGS_AT_START: Final = int(Rflags.IF | Rflags.FIXED)
