@@ -1,9 +1,9 @@
 """The hypervisor's own part of the machine of a PV domain whose kernel runs at CPL 3: memory that no guest frame is.
 
 Level-4 slots 256 and 258 have the machine-to-physical table, which the guest may read, and one page that it may
-execute, where SYSCALL comes in on a processor that leaves it at CPL 3. Slot 257 is for CPL 0 alone: the code (stub.S), the interrupt
-descriptor table, a block of 2 MiB for each virtual processor, and a window on the domain's memory through which the
-stub stores to page tables. The frames lie beyond all that is the domain's.
+execute, where SYSCALL comes in on a processor that leaves it at CPL 3. Slot 257 is for CPL 0 alone: the code (stub.S),
+the interrupt descriptor table, a block of 2 MiB for each virtual processor, and a window on the domain's memory through
+which the stub stores to page tables. The frames lie beyond all that is the domain's.
 """
 
 from __future__ import annotations
