@@ -48,10 +48,9 @@ class PvhGuest:
         punch_hole: Callable[[int, int, int], None],
         vcpus: int = 1,
     ) -> None:
-        if not 1 <= vcpus <= engine.max_vcpus:
-            raise UsageError(
-                f"{vcpus} processors: the engine {engine.name} has at most {engine.max_vcpus} for a domain"
-            )
+        most = self._most_vcpus(engine)
+        if not 1 <= vcpus <= most:
+            raise UsageError(f"{vcpus} processors: the engine {engine.name} has at most {most} for such a domain")
         self.xen = xen
         self._engine = engine
         self._punch_hole = punch_hole
@@ -76,6 +75,10 @@ class PvhGuest:
         self.vcpus = [self.machine.create_vcpu(index) for index in range(vcpus)]
         self.vcpu = self.vcpus[0]
         self.control = RunControl(self.vcpus, self._kick)
+
+    @staticmethod
+    def _most_vcpus(engine: Engine) -> int:
+        return engine.max_vcpus
 
     def _prepare(self) -> None:
         """Before there are processors."""

@@ -140,7 +140,7 @@ class VcpuThread:
         passed = threading.Event()
         self.vcpu.post(passed.set)  # type: ignore[attr-defined]
         # It may have come out meanwhile, and wait for the lock that the caller holds.
-        while not passed.wait(_GLANCE_S) and self.inside and not self.handling:
+        while not passed.wait(_GLANCE_S) and self.inside and not self.handling and self.vcpu.inside:  # type: ignore[attr-defined]
             pass
 
     def block(self, ports: tuple[int, ...] | None, deadline: int | None) -> None:

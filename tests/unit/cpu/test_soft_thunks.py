@@ -52,6 +52,8 @@ FIELDS = {
     "C_UC": "uc",
     "C_NATIVE": "native",
     "C_NATIVE_ST": "native_state",
+    "C_CODE_BIT": "code_bit",
+    "C_PEERS": "peers",
 }
 PLACES = {
     "ENV": private.ENV_IN_CPU,

@@ -7,6 +7,7 @@ from bivisor.cpu.soft import private, selftest
 from bivisor.cpu.soft.clock import TscFrequency
 from bivisor.cpu.soft.machine import SoftMachine
 from bivisor.cpu.soft.model import cpuid_model
+from bivisor.cpu.soft.turns import MAX_VCPUS
 
 
 class SoftEngine:
@@ -14,6 +15,8 @@ class SoftEngine:
 
     name = "soft"
     max_vcpus = 1
+    max_supervised_vcpus = MAX_VCPUS
+    """Of kernels that need no local APIC (see `turns.py`)."""
 
     def __init__(self) -> None:
         self._library = private.load()

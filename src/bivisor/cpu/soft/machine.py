@@ -14,6 +14,7 @@ from bivisor.cpu.contract import IrqChip
 from bivisor.cpu.soft import private as p
 from bivisor.cpu.soft.clock import TscFrequency
 from bivisor.cpu.soft.eventfds import IrqfdThread, Signals
+from bivisor.cpu.soft.turns import Turns
 from bivisor.cpu.soft.vcpu import SoftVcpu
 from bivisor.errors import EngineError, GuestAddressError
 from bivisor.memory import PAGE, Slot
@@ -62,6 +63,9 @@ class SoftMachine:
         self._mapped: dict[int, _Mapped] = {}
         self._holes: list[tuple[int, int]] = []
         self._vcpu: SoftVcpu | None = None
+        self._peers: list[SoftMachine] = []
+        self.turns: Turns | None = None
+        """Set where there are several processors, each of which has such an object of its own."""
         self._filters: tuple[tuple[int, int], ...] = ()
         self.port_signals, self.mmio_signals = Signals(), Signals()
         self._irqfd_thread: IrqfdThread | None = None
@@ -78,26 +82,77 @@ class SoftMachine:
         self._fed: memoryview | None = None
         self._fed_from = 0
         self._ram: list[tuple[int, int, int, int]] = []
-        self._code_map = (C.c_uint8 * 1)()
+        self._code_map: C.Array[C.c_uint8] = (C.c_uint8 * 1)()
+        self._code_bit = 1
+        self.context.code_bit = 1
 
     # ---------------------------------------------------------------- processor
 
     @property
     def vcpus(self) -> tuple[SoftVcpu, ...]:
         """See `Machine.vcpus`."""
-        return () if self._vcpu is None else (self._vcpu,)
+        own = () if self._vcpu is None else (self._vcpu,)
+        return (*own, *(vcpu for peer in self._peers for vcpu in peer.vcpus))
 
     def _check_open(self) -> None:
         if not self._handle:
             raise EngineError("the machine is closed")
 
     def create_vcpu(self, index: int = 0) -> SoftVcpu:
-        """See `Machine.create_vcpu`. One processor: TCG as a library runs no more."""
+        """See `Machine.create_vcpu`. TCG as a library has one processor, so each further one is a library of its own
+        that takes turns with the first. They have no local APICs that know of each other."""
         self._check_open()
-        if self._vcpu is not None or index:
-            raise EngineError("the engine `soft` has one processor for each machine")
-        self._vcpu = SoftVcpu(self, index)
-        return self._vcpu
+        if self.irqchip != "none" and index:
+            raise EngineError("the engine `soft` has one processor for each machine with interrupt controllers")
+        if index != len(self.vcpus):
+            raise EngineError(f"processor {index}: there is one, or those before it are not there")
+        if not index:
+            self._vcpu = SoftVcpu(self, index)
+            return self._vcpu
+        return self._create_peer(index)
+
+    def _create_peer(self, index: int) -> SoftVcpu:
+        peer = SoftMachine(self._library, self._frequency)
+        self._peers.append(peer)
+        for mapped in self._mapped.values():
+            peer.map(mapped.slot)
+        peer.filter_msrs((first, end - first) for first, end in self._filters)
+        peer._vcpu = SoftVcpu(peer, index)
+        for each in (self, peer):
+            each.fill_holes()
+        if self.turns is None:
+            self.turns = Turns(self)
+        if peer.ram_places != self.ram_places:
+            raise EngineError("the library has the memory of two processors in different places")
+        self.turns.join(peer)
+        peer.turns = self.turns
+        return peer._vcpu
+
+    @property
+    def handle(self) -> int:
+        """The library's `uc_struct`."""
+        return self._handle
+
+    @property
+    def ram_places(self) -> list[tuple[int, int, int]]:
+        """(guest-physical address, size, the library's own address) of all RAM."""
+        return [(gpa, size, ram) for gpa, size, ram, _ in self._ram]
+
+    @property
+    def ram_end(self) -> int:
+        """Where RAM ends in the library's own addresses."""
+        return max((ram + size for _, size, ram, _ in self._ram), default=0)
+
+    @property
+    def translated(self) -> tuple[C.Array[C.c_uint8], int]:
+        """The map of pages with code, and its length."""
+        return self._code_map, len(self._code_map)
+
+    def share_code_map(self, code_map: C.Array[C.c_uint8], bit: int) -> None:
+        """Use a map of pages with code that is not this processor's alone."""
+        self._code_map, self._code_bit = code_map, bit
+        self.context.code_map, self.context.code_pages = C.addressof(code_map), len(code_map)
+        self.context.code_bit = bit
 
     def open_cpu(self) -> p.Cpu:
         """The private face of the processor, for `SoftVcpu`."""
@@ -190,7 +245,7 @@ class SoftMachine:
             self._ram.append((slot.gpa, slot.size, self._library.ram_address(region), region))
         ranges = [value for gpa, size, _, region in self._ram[:2] for value in (gpa, size, region)]
         pages = max((ram + size for _, size, ram, _ in self._ram), default=0) // PAGE
-        if pages > len(self._code_map):
+        if pages > len(self._code_map) and self.turns is None:
             self._code_map = (C.c_uint8 * pages).from_buffer_copy(bytes(self._code_map).ljust(pages, b"\0"))
             self.context.code_map = C.addressof(self._code_map)
             self.context.code_pages = pages
@@ -220,6 +275,8 @@ class SoftMachine:
         if not slot.readonly:
             self._unmap_hole(slot.gpa, slot.gpa + slot.size)
             self.uc.mem_map_ptr(slot.gpa, slot.size, _PROT_ALL, slot.host_address)
+        for peer in self._peers:
+            peer.map(slot)
         if log_dirty:
             log = mapped.log = _DirtyLog(slot)
             log.hook = self._hook(_HOOK_MEM_WRITE, self._library.entries["stored"], C.addressof(log.record), 1, 0)
@@ -281,6 +338,8 @@ class SoftMachine:
         mapped = self._mapped.pop(slot.gpa, None)
         if mapped is None:
             raise EngineError(f"KVM_SET_USER_MEMORY_REGION: there is no slot at {slot.gpa:#x}")
+        for peer in self._peers:
+            peer.unmap(slot)
         if mapped.log is not None:
             self._library.lib.uc_hook_del(C.c_void_p(self._handle), mapped.log.hook)
         mapped.view.release()
@@ -342,6 +401,8 @@ class SoftMachine:
         vcpu = self._vcpu
         if vcpu is None or length <= 0:
             return
+        for peer in self._peers:
+            peer.invalidate(gpa, length)
         for start, size, ram, _ in self._ram:
             first = ram + max(gpa, start) - start
             end = ram + min(gpa + length, start + size) - start
@@ -354,7 +415,7 @@ class SoftMachine:
         end = -(-end // PAGE) * PAGE
         self._library.invalidate(self._handle, start, end)
         for page in range(start // PAGE, end // PAGE):
-            self._code_map[page] = 0
+            self._code_map[page] &= ~self._code_bit
 
     # ---------------------------------------------------------------- interrupts
 
@@ -454,6 +515,8 @@ class SoftMachine:
     def filter_msrs(self, ranges: Iterable[tuple[int, int]]) -> None:
         """See `Machine.filter_msrs`."""
         self._filters = tuple((first, first + count) for first, count in ranges)
+        for peer in self._peers:
+            peer._filters = self._filters
 
     def filtered(self, index: int) -> bool:
         """Whether accesses to this MSR go to the hypervisor above."""
@@ -480,8 +543,10 @@ class SoftMachine:
             return
         if self._irqfd_thread is not None:
             self._irqfd_thread.close()
-        if self._vcpu is not None:
-            self._vcpu.close()
+        for vcpu in self.vcpus:
+            vcpu.close()
+        while self._peers:
+            self._peers.pop().close()
         for mapped in self._mapped.values():
             mapped.view.release()
         self._mapped.clear()

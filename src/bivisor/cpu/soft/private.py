@@ -178,6 +178,8 @@ class Context(C.Structure):
         ("uc", C.c_uint64),
         ("native", C.c_uint64),
         ("native_state", C.c_uint64),
+        ("code_bit", C.c_uint64),
+        ("peers", C.c_uint64),
     )
 
 

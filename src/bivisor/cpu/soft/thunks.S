@@ -58,7 +58,7 @@
         .set C_VECTORS,     112                 # u64[32]: how often each exception was raised
         .set C_BREAK,       368                 # int break(address): 1 stops before the instruction there
         .set C_RAM,         376                 # two slots of RAM: address, size, MemoryRegion *
-        .set C_CODE_MAP,    424                 # u8 *: for each page of RAM, whether code was translated from it
+        .set C_CODE_MAP,    424                 # u8 *: for each page of RAM, who has translated code of it
         .set C_CODE_PAGES,  432                 # u64: its length
         .set C_NEXT,        440                 # u64: where a second part of the last access to MMIO would be
         .set C_SYSCALL,     448                 # void syscall(): SYSCALL at CPL 0 of a supervised kernel, or 0
@@ -74,6 +74,8 @@
         .set C_UC,          520                 # uc_struct *
         .set C_NATIVE,      528                 # u64 native(registers, state): SYSCALL at CPL 0 comes here first, or 0
         .set C_NATIVE_ST,   536                 # u64: its state
+        .set C_CODE_BIT,    544                 # u64: this processor's bit in the code map
+        .set C_PEERS,       552                 # {uc_struct *, bit} of each other processor of the machine, then 0; or 0
 
         .set UC_HOOKS_WRITE, 0x3d0              # uc->hook[UC_HOOK_MEM_WRITE]
         .set UC_HOOKS_READ, 0x3a0               # uc->hook[UC_HOOK_MEM_READ]
@@ -742,16 +744,41 @@ protect_code:
         cmp     rdx, [r8 + C_CODE_PAGES]
         jae     1f
         mov     rcx, [r8 + C_CODE_MAP]
-        mov     byte ptr [rcx + rdx], 1
+        mov     r9, [r8 + C_CODE_BIT]
+        or      byte ptr [rcx + rdx], r9b
+        push    [r8 + C_PEERS]
         push    rax
+        sub     rsp, 8
         mov     rdx, rsi
         and     rdx, -4096
         xor     esi, esi
         call    [rip + map_ram_ptr]
+        add     rsp, 8
         pop     rdi
+        pop     rcx
         mov     rsi, rax
         mov     edx, 4096
-        jmp     [rip + tlb_reset_dirty]
+        test    rcx, rcx
+        jz      3f
+        push    rbx
+        push    r12
+        sub     rsp, 8
+        mov     rbx, rcx
+        mov     r12, rax
+2:      call    [rip + tlb_reset_dirty]         # the others find out too when they store to it
+        mov     rdi, [rbx]
+        add     rbx, 16
+        mov     rsi, r12
+        mov     edx, 4096
+        test    rdi, rdi
+        jz      4f
+        mov     rdi, [rdi + UC_CPU]
+        jmp     2b
+4:      add     rsp, 8
+        pop     r12
+        pop     rbx
+        ret
+3:      jmp     [rip + tlb_reset_dirty]
 1:      jmp     [rip + orig_protect_code]
 
 # tlb_reset_dirty_by_vaddr(cpu, start, length): what protect_code did is enough.
@@ -775,8 +802,14 @@ page_fast:
         cmp     r10, [r9 + C_CODE_PAGES]
         jae     3f
         mov     r11, [r9 + C_CODE_MAP]
-        cmp     byte ptr [r11 + r10], 0
-        jne     2f
+        movzx   eax, byte ptr [r11 + r10]
+        test    eax, eax
+        jz      4f
+        cmp     eax, [r9 + C_CODE_BIT]
+        jne     forget_elsewhere
+5:      test    byte ptr [r11 + r10], 0xff
+        jnz     2f
+4:
         cmp     qword ptr [rdi + UC_HOOKS_WRITE], 0     # a dirty log wants to see every store
         jne     1f
         cmp     qword ptr [rdi + UC_HOOKS_READ], 0
@@ -792,3 +825,47 @@ page_fast:
         lea     rdx, [rsi + 4096]
         jmp     [rip + invalidate_range]
 3:      jmp     [rip + orig_page_fast]
+
+# Others have translated code of this page. None of them executes now: it is this one's turn.
+forget_elsewhere:
+        push    rdi
+        push    rsi
+        push    rdx
+        push    rcx
+        push    r8
+        push    r9
+        push    rbx
+        push    r12
+        push    r13
+        mov     rbx, [r9 + C_PEERS]
+        lea     r12, [r11 + r10]
+        mov     r13, rdx
+        and     r13, -4096
+        test    rbx, rbx
+        jz      3f
+1:      mov     rdi, [rbx]
+        test    rdi, rdi
+        jz      3f
+        mov     rax, [rbx + 8]
+        test    [r12], al
+        jz      2f
+        not     eax
+        and     [r12], al
+        mov     rsi, r13
+        lea     rdx, [r13 + 4096]
+        call    [rip + invalidate_range]
+2:      add     rbx, 16
+        jmp     1b
+3:      pop     r13
+        pop     r12
+        pop     rbx
+        pop     r9
+        pop     r8
+        pop     rcx
+        pop     rdx
+        pop     rsi
+        pop     rdi
+        mov     r11, [r9 + C_CODE_MAP]
+        mov     r10, rdx
+        shr     r10, 12
+        jmp     5b

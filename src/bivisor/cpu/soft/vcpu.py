@@ -117,11 +117,17 @@ class SoftVcpu:
         self._alarm.heartbeat = _HEARTBEAT if threading.current_thread() is threading.main_thread() else None
         cpu, exec_ = self.cpu, self._exec
         self.machine.fill_holes()
+        turns = self.machine.turns
         if self.resume is not None:
             resume, self.resume = self.resume, None
             resume()
         try:
             while True:
+                if turns is not None:
+                    if not turns.take(self):
+                        self._kicked = False
+                        return self._left(_INTERRUPTED)
+                    turns.catch_up()
                 cpu.exit_request.value = 0  # before the look at what it stands for, so that nothing is missed
                 self._service()
                 if callbacks.replaying:
@@ -162,6 +168,8 @@ class SoftVcpu:
                     return self._left(exit_)
         finally:
             self.inside = False
+            if turns is not None:
+                turns.leave(self)
             callbacks.handler = None
             self._thread = 0
             self._alarm.heartbeat = None
@@ -228,6 +236,15 @@ class SoftVcpu:
     def kicked(self) -> bool:
         """Whether `run()` has been asked to come back and has not done so yet."""
         return self._kicked
+
+    @property
+    def has_to_leave(self) -> bool:
+        """Whether it can come back from `run()` at once: a kick, and no instruction half done."""
+        return self._kicked and not self.callbacks.replaying
+
+    def is_run_by(self, thread: int) -> bool:
+        """Whether the thread with this identity is in `run()`."""
+        return self._thread == thread
 
     def kick(self) -> None:
         """See `Vcpu.kick`."""
