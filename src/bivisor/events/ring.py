@@ -52,12 +52,16 @@ class Subscription:
 
     def wait(self, timeout: float | None = None) -> list[Event]:
         """The events that are there, as soon as there are some; none after `timeout` seconds, or when it is closed."""
+        self.wait_until_some(timeout)
+        return self.take()
+
+    def wait_until_some(self, timeout: float | None = None) -> None:
+        """Wait until there are events, for `timeout` seconds at most, and not if it is closed."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._kept and not self.closed:
             if deadline is not None and time.monotonic() >= deadline:
-                break
+                return
             time.sleep(_GLANCE_S)
-        return self.take()
 
     def close(self) -> None:
         """Ask for no more. What is there can still be read."""

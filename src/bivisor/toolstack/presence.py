@@ -27,6 +27,7 @@ from bivisor.toolstack.hostd.stream import ConsoleStream
 from bivisor.toolstack.hostd.tail import offer_tail
 from bivisor.toolstack.options import check_machine_name
 from bivisor.toolstack.screen import Display
+from bivisor.toolstack.tracing.stream import TraceStreams
 
 if TYPE_CHECKING:
     from bivisor.toolstack.vnc import VncServer
@@ -50,6 +51,7 @@ class Presence:
         self._feed = feed
         self._lock = threading.Lock()
         self._exits = ExitCounts(vm)
+        self._traces = TraceStreams(vm.events)
         self._began = time.time()
         self._server: RpcServer | None = None
         self._shown = ExitStack()
@@ -71,6 +73,7 @@ class Presence:
     def __exit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.close()
+        self._traces.close()
         self._exits.close()
         self._shown.close()
 
@@ -83,6 +86,7 @@ class Presence:
             "events": self.events,
             "stop": self.stop,
             "power": self.power,
+            "trace": self._traces.trace,
         }
 
     def describe(self, peer: Peer) -> dict[str, Any]:

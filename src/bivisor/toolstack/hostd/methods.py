@@ -21,6 +21,7 @@ from bivisor.toolstack.hostd.server import Peer
 from bivisor.toolstack.hostd.stream import ConsoleStream
 from bivisor.toolstack.hostd.tail import offer_tail
 from bivisor.toolstack.lifecycle import LifeCycle
+from bivisor.toolstack.tracing.stream import TraceStreams
 from bivisor.toolstack.xenhost import XenHost
 from bivisor.toolstack.xlconfig import DiskSpec, DomainConfig, VifSpec
 
@@ -40,6 +41,8 @@ class Methods:
         self._life = LifeCycle(host)
         self._began = time.time()
         self._stopping = False
+        self._traces = TraceStreams(host.events)
+        self.trace = self._traces.trace
 
     def table(self) -> dict[str, Callable[..., Any]]:
         """Name to method."""
@@ -48,6 +51,7 @@ class Methods:
 
     def close(self) -> None:
         """End what goes on in the background."""
+        self._traces.close()
         self._life.close()
 
     # ---------------------------------------------------------------- the host
