@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bivisor.cpu.contract import Engine
 from bivisor.events import Events
@@ -31,6 +32,9 @@ MEMORY = 256
 MIB = 1 << 20
 BRIDGE = "compare"
 WORDS = "quiet panic=-1"
+_PC_WORDS = "panic=-1"
+_NO_UNPLUG = "xen_emul_unplug=never"
+"""Linux, Documentation/admin-guide/kernel-parameters.txt: keep emulated devices, and do without Xen's front-ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,11 @@ class Setting:
             file.truncate(DISK_BYTES)
         return path
 
-    def boot_disk(self) -> Path:
-        """A disk that a PC boots from, of its own."""
+    def boot_disk(self, also: str = "") -> Path:
+        """A disk that a PC boots from, of its own, whose kernel is told `also`."""
         path = self.place / "boot.img"
-        shutil.copyfile(build_disk(None, quiet, self.guest), path)
+        words = " ".join(filter(None, (_PC_WORDS, also)))
+        shutil.copyfile(build_disk(None, quiet, self.guest, words=words), path)
         return path
 
 
@@ -117,33 +122,62 @@ def _hosted(
     return Subject(console, peer, vm.events, send, vm.start, lambda: vm.counters, disk, login=login)
 
 
+def xen_hvm(setting: Setting, console: Console, stack: ExitStack) -> Subject:
+    """An HVM domain whose guest stays with the emulated devices."""
+    return _hvm(setting, console, stack, setting.boot_disk(_NO_UNPLUG), "/dev/sdb")
+
+
+def xen_hvm_pv(setting: Setting, console: Console, stack: ExitStack) -> Subject:
+    """An HVM domain whose guest unplugs them and uses its PV drivers."""
+    return _hvm(setting, console, stack, setting.boot_disk(), "/dev/xvdb")
+
+
+def _hvm(setting: Setting, console: Console, stack: ExitStack, boot: Path, disk: str) -> Subject:
+    disks = [f"{boot},raw,xvda,rw", f"{setting.scratch()},raw,xvdb,rw"]
+    return _domain(setting, console, stack, disk, login=True, type="hvm", disks=disks)
+
+
 def xen_pvh(setting: Setting, console: Console, stack: ExitStack) -> Subject:
     """A PVH domain."""
-    return _domain(setting, console, stack, "pvh")
+    return _loaded(setting, console, stack, "pvh")
 
 
 def xen_pv(setting: Setting, console: Console, stack: ExitStack) -> Subject:
     """A PV domain."""
-    return _domain(setting, console, stack, "pv")
+    return _loaded(setting, console, stack, "pv")
 
 
-def _domain(setting: Setting, console: Console, stack: ExitStack, kind: str) -> Subject:
+def _loaded(setting: Setting, console: Console, stack: ExitStack, kind: str) -> Subject:
+    """A domain whose kernel the builder loads."""
+    return _domain(
+        setting,
+        console,
+        stack,
+        "/dev/xvda",
+        type=kind,
+        kernel=setting.guest.kernel,
+        initrd=setting.guest.initrd,
+        cmdline=f"{DEFAULT_CMDLINE} {WORDS}",
+        disks=[f"{setting.scratch()},raw,xvda,rw"],
+    )
+
+
+def _domain(
+    setting: Setting, console: Console, stack: ExitStack, disk: str, *, login: bool = False, **config: Any
+) -> Subject:
     host = stack.enter_context(XenHost(setting.engine))
     peer = Peer(host.loop, SENT_BYTES)
     with host.loop.lock:
         host.networks.plug(BRIDGE, peer)
-    domain = host.create(
-        "compare",
-        setting.guest.kernel,
-        type=kind,
-        memory=MEMORY,
-        initrd=setting.guest.initrd,
-        cmdline=f"{DEFAULT_CMDLINE} {WORDS}",
-        disks=[f"{setting.scratch()},raw,xvda,rw"],
-        vifs=[f"mac={GUEST_MAC},bridge={BRIDGE}"],
-        console=console.hear,
-        paused=True,
-    )
+    vifs = [f"mac={GUEST_MAC},bridge={BRIDGE}"]
+    domain = host.create("compare", memory=MEMORY, vifs=vifs, console=console.hear, paused=True, **config)
     console.has_ended = domain.stopped.is_set
-    counters = lambda: domain.counters  # noqa: E731
-    return Subject(console, peer, host.events, domain.send, domain.start, counters, "/dev/xvda", domain.domid)
+
+    def counters() -> Mapping[str, int]:
+        return domain.counters
+
+    def send(text: str) -> None:
+        with host.loop.lock:
+            domain.feed.input(text.encode())
+
+    return Subject(console, peer, host.events, send, domain.start, counters, disk, domain.domid, login)

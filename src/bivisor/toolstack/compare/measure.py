@@ -72,8 +72,8 @@ def _summary(row: Row, result: RowResult) -> str:
 
 
 def _row(row: Row, engine: Engine, guest: Guest, slow: str) -> RowResult:
-    if row.missing or (slow and row.needs_cpl0):
-        return RowResult(row.key, missing=row.missing or slow)
+    if slow and row.needs_cpl0:
+        return RowResult(row.key, missing=slow)
     began = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory(prefix="bivisor-compare-") as folder, ExitStack() as stack:

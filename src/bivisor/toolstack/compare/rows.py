@@ -12,9 +12,9 @@ from bivisor.toolstack.compare.machines import Starter
 @dataclass(frozen=True, slots=True)
 class Row:
     """One way of running a guest. `start` makes it; `needs_cpl0`: its kernel runs at CPL 0 of the processor;
-    `is_emulated`: its disk and network are devices of a PC.
-    `disk_copies` and `network_copies` are how often this program (host's kernel and guest aside) copies a byte on its
-    way, which follows from how the device is built. `missing` says why it cannot be had in this version."""
+    `is_emulated`: its disk and network are devices of a PC. `disk_copies` and `network_copies` are how often this
+    program (the host's kernel and the guest aside) copies a byte on its way, which follows from how the device is
+    built."""
 
     key: str
     title: str
@@ -23,14 +23,13 @@ class Row:
     network_copies: str
     needs_cpl0: bool = True
     is_emulated: bool = False
-    missing: str = ""
 
 
 ROWS = (
     Row("kvm-emulated", "KVM, emulated devices", machines.kvm_emulated, "0", "2", is_emulated=True),
     Row("kvm-virtio", "KVM, virtio", machines.kvm_virtio, "0", "0"),
-    Row("xen-hvm", "Xen HVM", machines.xen_pvh, "0", "2", is_emulated=True, missing="HVM domains are not there yet"),
-    Row("xen-hvm-pv", "Xen HVM, PV drivers", machines.xen_pvh, "0", "1", missing="HVM domains are not there yet"),
+    Row("xen-hvm", "Xen HVM", machines.xen_hvm, "0", "2", is_emulated=True),
+    Row("xen-hvm-pv", "Xen HVM, PV drivers", machines.xen_hvm_pv, "0", "1"),
     Row("xen-pvh", "Xen PVH", machines.xen_pvh, "0", "1"),
     Row("xen-pv", "Xen PV", machines.xen_pv, "0", "1", needs_cpl0=False),
 )
