@@ -100,8 +100,8 @@ class Block:
         """Whether the guest gets the exception that the host has looked at."""
         self.bytes[_BOUNCE] = wanted
 
-    def work(self) -> None:
-        """Have the stub make `stores`, of which there are `MOST_STORES` at most, and forget translations."""
+    def work(self, flush: bool) -> None:
+        """Have the stub make `stores`, of which there are `MOST_STORES` at most, and forget translations if `flush`."""
         quads = self.quads
         at = _STORES
         for address, value in self.stores.items():
@@ -110,7 +110,7 @@ class Block:
             at += 2
         self.stores.clear()
         quads[at] = 0
-        quads[_ROOT] = quads[_KROOT if self.bytes[_MODE] else _UROOT]
+        quads[_ROOT] = quads[_KROOT if self.bytes[_MODE] else _UROOT] if flush else 0
         self.bytes[_WORK] = 1
 
     def close(self) -> None:

@@ -102,8 +102,8 @@ class Ring3Machine(PvMachine):
         if len(block.stores) > MOST_STORES:
             self.forget_all()
             block.stores.clear()
-        self.cpu.flush = False
-        block.work()
+        flush, self.cpu.flush = self.cpu.flush, False
+        block.work(flush)
 
     forget_all: Callable[[], None]
     """Have every processor forget all that it knows of page tables, however long that takes."""

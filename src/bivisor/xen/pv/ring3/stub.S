@@ -21,7 +21,7 @@
         .set KSP,       16                      # the kernel's stack, for entries from programs
         .set KROOT,      24
         .set UROOT,      32
-        .set ROOT,      40                      # what WORK is to load
+        .set ROOT,      40                      # what WORK is to load, 0 for nothing
         .set SAVED_RSP, 48
         .set HANDLERS,  0x1000                  # u64[258]
         .set FLAGS,     0x1820                  # u8[258]: 4 where it wants events masked
@@ -126,8 +126,10 @@ entries:                                        # offsets that stub.py's user re
         test    rcx, rcx
         jnz     5b
         mov     rcx, [rsp + 8 + 8 * \n + ROOT]
+        test    rcx, rcx
+        jz      7f
         mov     cr3, rcx
-        pop     rax
+7:      pop     rax
         .endm
 
         .balign 16, 0xcc

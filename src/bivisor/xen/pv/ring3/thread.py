@@ -83,7 +83,7 @@ class Ring3Thread(VcpuThread):
             self._trap()
         else:
             self._no_way("no way into the kernel's handler")
-        return self._wish is None and self._domain.state is State.RUNNING
+        return self._wish is None and self._domain.state is State.RUNNING and self.index in self._domain.online
 
     def _call_(self) -> None:
         """A hypercall: its number is in RAX (arch-x86/xen-x86_64.h)."""
