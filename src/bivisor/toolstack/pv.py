@@ -41,9 +41,9 @@ class PvDomain(PvhDomain):
             ram = GuestMemory(memory, name="bivisor-domu-pv")
             undo.callback(ram.close)
             make = PvGuest if engine.name == "soft" else Ring3Guest
-            guest = self.guest = make(control.xen, engine, ram, punch_hole)
+            guest = self.guest = make(control.xen, engine, ram, punch_hole, vcpus)
             guest.sleeps = sleeps
-            config = DomainConfig(flags=0, emulation_flags=0)
+            config = DomainConfig(max_vcpus=vcpus, flags=0, emulation_flags=0)
             self.domain: Domain = control.xen.create_domain(ram, upcall=guest, vcpus=vcpus, config=config)
             self.domid = self.domain.domid
             guest.attach(self.domain)
