@@ -88,13 +88,13 @@ def path_command(what: str) -> int:
     return 0
 
 
-@command.command("build")
+@command.command("initrd")
 @click.option("--kernel", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The bzImage.")
 @click.option("--modules", metavar="DIR", type=click.Path(path_type=Path), help="Its /lib/modules/RELEASE.")
 @click.option("--extra", metavar="MODULE", multiple=True, help="A module to have in it as well.")
 @click.option("--output", "-o", metavar="FILE", type=click.Path(path_type=Path), help="Copy the initramfs there.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
-def build_command(kernel: Path, modules: Path | None, extra: tuple[str, ...], output: Path | None, quiet: bool) -> int:
+def initrd_command(kernel: Path, modules: Path | None, extra: tuple[str, ...], output: Path | None, quiet: bool) -> int:
     """Make an initramfs for a kernel, with busybox and just the modules that a guest needs."""
     from bivisor.errors import HostError
     from bivisor.image.cache import Cache
@@ -111,24 +111,40 @@ def build_command(kernel: Path, modules: Path | None, extra: tuple[str, ...], ou
     return 0
 
 
-@command.command("disk")
+@command.command("build")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--packages", metavar="NAME,NAME…", default="", help="Packages of the distribution to unpack into it.")
+@click.option("--size", metavar="SIZE", help="Of the image: MiB, or with a unit; as large as it needs without it.")
+@click.option(
+    "--pc-kernel", is_flag=True, help="The distribution's kernel with drivers of PC hardware, not the small one."
+)
+@click.option("--append", metavar="WORDS", default="", help="More for the kernel's command line.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
-def disk_command(file: Path, quiet: bool) -> int:
-    """Make a bootable disk image: Debian's kernel, GRUB, a small system with busybox, memtest86+."""
-    import shutil
+def build_command(file: Path, packages: str, size: str | None, pc_kernel: bool, append: str, quiet: bool) -> int:
+    """Make a bootable disk image: Debian's kernel, GRUB, a small system with busybox, memtest86+, and packages.
 
-    from bivisor.errors import HostError
+    Root is not needed. Packages are unpacked with all that they depend on; their scripts are not run.
+    """
     from bivisor.image.cache import Cache
-    from bivisor.image.disk import build_disk
+    from bivisor.image.disk import WORDS, build_disk, copy_image
+    from bivisor.image.pckernel import pc_guest
+    from bivisor.toolstack.options import parse_memory
 
-    made = build_disk(Cache(), _progress(quiet))
-    try:
-        shutil.copyfile(made, file)
-    except OSError as error:
-        raise HostError(f"cannot write {file}: {error.strerror}") from error
+    progress = _progress(quiet)
+    made = build_disk(
+        Cache(),
+        progress,
+        pc_guest(progress) if pc_kernel else None,
+        " ".join(filter(None, (WORDS, append))),
+        packages=[name.strip() for name in packages.split(",") if name.strip()],
+        size=0 if size is None else parse_memory(size),
+    )
+    copy_image(made, file)
     click.echo(f"{file}: bivisor run --machine pc --disk {file}")
     return 0
+
+
+command.add_command(build_command, "disk")  # its first name
 
 
 @command.command("inspect")

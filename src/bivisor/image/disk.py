@@ -6,24 +6,28 @@ it, and one ext4 partition from 1 MiB on (GRUB manual, "BIOS installation"; e2fs
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from bivisor.errors import HostError
+from bivisor.errors import HostError, UsageError
 from bivisor.image import cpio, initramfs
 from bivisor.image.cache import Cache
 from bivisor.image.default import default_guest
 from bivisor.image.firmware import package_files
 from bivisor.image.guest import Guest
 from bivisor.image.modules import ModuleTree
+from bivisor.image.packages import Apt, PackageError
 from bivisor.image.progress import ProgressFactory, on_stderr
 
 SIZE = 64 << 20
 PARTITION = 1 << 20
+_MIB = 1 << 20
 LABEL = "BIVISOR"
 DRIVERS = (
     "ata_piix", "ahci", "sd_mod", "sr_mod", "virtio_pci", "virtio_blk", "virtio_net", "xen-blkfront", "xen-netfront",
@@ -88,37 +92,71 @@ ip link set lo up
 """
 
 
-def build_disk(cache: Cache | None = None, progress: ProgressFactory = on_stderr, guest: Guest | None = None) -> Path:
+WORDS = "panic=-1"
+
+
+def build_disk(
+    cache: Cache | None = None,
+    progress: ProgressFactory = on_stderr,
+    guest: Guest | None = None,
+    words: str = WORDS,
+    *,
+    packages: Sequence[str] = (),
+    size: int = 0,
+) -> Path:
     """The image, made or from the cache. It is the cache's: whoever boots it writable makes a copy first. The kernel
-    is that of `guest`, which has to come from the distribution's packages; the default guest's without it."""
+    is that of `guest`, which has to come from the distribution's packages (the default guest's without it), and is told
+    `words`. `packages` are unpacked into it with what they depend on; it has `size` bytes, or as many as it needs.
+    HostError."""
     cache = cache or Cache()
     guest = guest or default_guest(progress)
     grub = _grub(cache, progress)
     memtest = package_files(cache, ("memtest86+",), r"boot/memtest86\+x64\.bin", progress) / "boot/memtest86+x64.bin"
+    files = _packages(cache, packages, progress) if packages else None
+    size = _size(size, files)
     inputs = (guest.kernel, grub / "lib/grub/i386-pc/boot.img", Path(__file__), memtest)
-    key = f"disk {SIZE} " + " ".join(cache.digest(path) for path in inputs)
+    key = f"disk {size} {words} {' '.join(sorted(packages))} " + " ".join(cache.digest(path) for path in inputs)
 
     def make(out: BinaryIO) -> None:
         with progress() as report, tempfile.TemporaryDirectory(prefix="bivisor-disk-") as temporary:
             report.step("building the disk image")
-            write_disk(out, Path(temporary), guest, grub, memtest)
+            work = Path(temporary)
+            boot, core = _grub_images(work, grub)
+            _root(work / "root", guest, memtest, words, files)
+            _write(out, work, boot, core, size)
 
     return cache.file(key, make)
 
 
-def write_disk(out: BinaryIO, work: Path, guest: Guest, grub: Path, memtest: Path) -> None:
-    """Write the image to `out`, which is empty; `work` is a directory to make its parts in."""
-    boot, core = _grub_images(work, grub)
-    tree = work / "root"
-    _root(tree, guest, memtest)
+def _packages(cache: Cache, names: Sequence[str], progress: ProgressFactory) -> Path:
+    def fetch(into: Path) -> None:
+        with progress() as report:
+            Apt(cache.workspace("apt")).fetch_all(sorted(names), into, report)
+
+    try:
+        return cache.tree(f"packages with what they need, {' '.join(sorted(names))}", fetch)
+    except PackageError as error:
+        raise HostError(f"{error}; connect to the network once") from error
+
+
+def _size(wanted: int, files: Path | None) -> int:
+    """Bytes of the image, in whole MiB: as wanted, or what the files need with room to spare."""
+    held = 0 if files is None else sum(path.lstat().st_size + 2048 for path in files.rglob("*") if not path.is_dir())
+    least = SIZE + (held * 5 // 4)
+    if wanted and wanted < least:
+        raise UsageError(f"an image of {wanted >> 20} MiB: it needs {-(-least >> 20)} MiB at least")
+    return -(-(wanted or least) // _MIB) * _MIB
+
+
+def _write(out: BinaryIO, work: Path, boot: bytes, core: bytes, size: int) -> None:
+    """Write the image of `work`/root to `out`, which is empty."""
     partition = work / "partition"
-    _run(
-        [_tool("mke2fs"), "-q", "-t", "ext4", "-O", _FEATURES, "-L", LABEL, "-m", "0", "-d", tree, partition],
-        f"{(SIZE - PARTITION) >> 10}k",
-    )
-    out.write(_mbr(boot))
+    options = ["-q", "-t", "ext4", "-O", _FEATURES, "-L", LABEL, "-m", "0"]
+    command: list[str | Path] = [*_as_root(), _tool("mke2fs"), *options, "-d", work / "root", partition]
+    _run(command, f"{(size - PARTITION) >> 10}k")
+    out.write(_mbr(boot, size))
     out.write(core)
-    out.truncate(SIZE)
+    out.truncate(size)
     out.seek(PARTITION)
     with open(partition, "rb") as source:
         _copy_sparse(source, out)
@@ -133,11 +171,33 @@ def _copy_sparse(source: BinaryIO, out: BinaryIO) -> None:
             out.write(piece)
 
 
-def _mbr(boot: bytes) -> bytes:
+def copy_image(image: Path, target: Path) -> None:
+    """Copy an image; what is empty takes no room. HostError."""
+    try:
+        with open(image, "rb") as source, open(target, "wb") as out:
+            _copy_sparse(source, out)
+            out.truncate(image.stat().st_size)
+    except OSError as error:
+        raise HostError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _as_root() -> list[str | Path]:
+    """What to put before a command that is to see our own files as root's; nothing where that is not possible."""
+    if os.geteuid() == 0:
+        return []
+    probe = ["unshare", "--map-root-user", "true"]
+    try:
+        done = subprocess.run(probe, capture_output=True, check=False)
+    except OSError:
+        return []
+    return [] if done.returncode else ["unshare", "--map-root-user"]
+
+
+def _mbr(boot: bytes, size: int) -> bytes:
     """GRUB's first sector, told to trust the drive number of the BIOS, with a table of one active partition."""
     sector = bytearray(boot[:_SECTOR])
     sector[_DRIVE_CHECK : _DRIVE_CHECK + 2] = _NOPS
-    first, count = PARTITION // _SECTOR, (SIZE - PARTITION) // _SECTOR
+    first, count = PARTITION // _SECTOR, (size - PARTITION) // _SECTOR
     entry = struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", _LINUX, b"\xfe\xff\xff", first, count)
     sector[_MBR_CODE:510] = entry.ljust(64, b"\0")
     sector[440:444] = b"BVSR"
@@ -168,15 +228,17 @@ def _grub_images(work: Path, grub: Path) -> tuple[bytes, bytes]:
     return (parts / "boot.img").read_bytes(), image
 
 
-def _root(tree: Path, guest: Guest, memtest: Path) -> None:
-    """The root file system."""
+def _root(tree: Path, guest: Guest, memtest: Path, words: str, packages: Path | None) -> None:
+    """The root file system: the files of the packages, and busybox for all that they lack."""
+    if packages is not None:
+        shutil.copytree(packages, tree, symlinks=True)
     for name in "bin boot/grub dev etc mnt proc root run sbin sys tmp usr var".split():
-        (tree / name).mkdir(parents=True)
+        (tree / name).mkdir(parents=True, exist_ok=True)
     busybox = guest.kernel.parent.parent / "bin/busybox"
     shutil.copy(busybox, tree / "bin/busybox")
     for name in _applets(busybox):
         place = tree / ("sbin" if name in ("init", "getty", "reboot", "poweroff", "halt") else "bin") / name
-        if not place.exists():
+        if not place.is_symlink() and not place.exists():
             place.symlink_to("/bin/busybox")
     files = {
         "etc/passwd": "root::0:0:root:/root:/bin/sh\n",
@@ -185,9 +247,9 @@ def _root(tree: Path, guest: Guest, memtest: Path) -> None:
         "etc/issue": "Bivisor disk image, \\s \\r on \\l\n\n",
         "etc/inittab": _INITTAB,
         "etc/fstab": "",
-        "etc/profile": "export PATH=/bin:/sbin\n",
+        "etc/profile": "export PATH=/bin:/sbin:/usr/bin:/usr/sbin\n",
         "etc/rc": _RC,
-        "boot/grub/grub.cfg": _MENU.replace("@WORDS@", "panic=-1"),
+        "boot/grub/grub.cfg": _MENU.replace("@WORDS@", words),
     }
     for name, text in files.items():
         (tree / name).write_text(text)

@@ -151,6 +151,42 @@ class Apt:
             for deb in found:
                 unpack(deb, into, wanted)
 
+    def fetch_all(self, names: Sequence[str], into: Path, progress: Progress) -> None:
+        """Download packages and all that they depend on, and unpack them whole, as dpkg(1) would, into `into`. Their
+        scripts are not run. PackageError where one cannot be had."""
+        progress.step("looking for packages")
+        closure = self._closure(names)
+        if closure is None:
+            self._own_lists = True
+            progress.step("fetching the distribution's package lists")
+            complaint = self._apt_get(["update"], progress)
+            closure = self._closure(names)
+            if closure is None:
+                raise PackageError(f"apt offers no way to install {' '.join(names)}{complaint}")
+        with tempfile.TemporaryDirectory(dir=self._workspace, prefix="debs-") as debs:
+            progress.step(f"downloading {len(closure)} packages")
+            complaint = self._apt_get(["download", *closure], progress, Path(debs))
+            found = sorted(Path(debs).glob("*.deb"))
+            if len(found) != len(closure):
+                raise PackageError(f"apt-get cannot download {' '.join(closure)}{complaint}")
+            progress.step(f"unpacking {len(closure)} packages")
+            for name in ("bin", "sbin", "lib", "lib64"):
+                (into / "usr" / name).mkdir(parents=True)
+                (into / name).symlink_to(f"usr/{name}")
+            for deb in found:
+                _unpack_whole(deb, into)
+
+    def _closure(self, names: Sequence[str]) -> list[str] | None:
+        """The packages that a system without any would need for these; None where apt does not know."""
+        nothing = self._workspace / "nothing"
+        nothing.touch()
+        options = [*self._options(), "-o", f"Dir::State::status={nothing}", "--no-install-recommends"]
+        command = ["apt-get", "-qq", *options, "install", "--print-uris", *names]
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+        if done.returncode:
+            return None
+        return [line.split()[1].partition("_")[0] for line in done.stdout.splitlines() if line.startswith("'")]
+
     def _show(self, names: Iterable[str]) -> dict[str, Fields]:
         command = ["apt-cache", *self._options(), "show", "--no-all-versions", *names]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
@@ -219,6 +255,15 @@ def unpack(deb: Path, into: Path, wanted: re.Pattern[str] = _WANTED) -> None:
         if damaged:
             process.kill()
             raise PackageError(f"{deb.name}: dpkg-deb cannot unpack this package")
+
+
+def _unpack_whole(deb: Path, into: Path) -> None:
+    """Everything in `deb`, links too; /bin, /sbin and /lib are links in `into`, and stay."""
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as archive:
+        tar: list[str | Path] = ["tar", "-x", "--no-same-owner", "--keep-directory-symlink", "-C", into]
+        done = subprocess.run(tar, stdin=archive.stdout, capture_output=True, text=True, check=False)
+    if done.returncode or archive.returncode:
+        raise PackageError(f"{deb.name}: it cannot be unpacked: {' '.join(done.stderr.split())}")
 
 
 def copy_wanted(archive: tarfile.TarFile, into: Path, wanted: re.Pattern[str] = _WANTED) -> None:
