@@ -10,8 +10,10 @@ from board_bench import Bench, bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bivisor.abi.virtio import NET_HDR
 from bivisor.platform.e1000 import E1000
 from bivisor.platform.e1000 import registers as r
+from bivisor.platform.e1000.arrival import frames_of
 from bivisor.platform.e1000.transmit import checksum
 
 BASE, TX, RX, BUFFERS = 0xE000_0000, 0x1000, 0x2000, 0x8000
@@ -26,16 +28,22 @@ class Wire:
         self.sent: list[bytes] = []
         self.waiting: list[bytes] = []
         self.readable: Callable[[], None] | None = None
+        self.writable: Callable[[], None] | None = None
+        self.is_full = False
 
     def set_offloads(self, features: int) -> None:
         pass
 
     def watch(self, readable: Callable[[], None] | None, writable: Callable[[], None] | None) -> None:
-        self.readable = readable
+        self.readable, self.writable = readable, writable
 
     def send(self, views: Sequence[memoryview]) -> bool:
-        self.sent.append(b"".join(views))
-        return True
+        if not self.is_full:
+            self.sent.append(b"".join(views))
+        return not self.is_full
+
+    def waits(self) -> bool:
+        return self.writable is not None
 
     def receive(self, views: Sequence[memoryview]) -> int:
         if not self.waiting:
@@ -177,3 +185,78 @@ def test_no_driver_makes_the_card_raise_or_leave_memory(writes: list[tuple[int, 
             driver.wire.waiting.append(b"\xff" * 100)
             if driver.wire.readable is not None:
                 driver.wire.readable()
+
+
+def microwire(driver: Driver, address: int) -> int:
+    """Read a word as Linux does: REQ, then CS, a start bit, a command, an address; then 16 bits."""
+    driver[r.EECD] = r.EECD_REQ
+    assert driver[r.EECD] & (r.EECD_GNT | r.EECD_PRES) == r.EECD_GNT | r.EECD_PRES
+    for number in range(8, -1, -1):
+        wires = r.EECD_REQ | r.EECD_CS | (r.EECD_DI if (0b110 << 6 | address) >> number & 1 else 0)
+        driver[r.EECD] = wires
+        driver[r.EECD] = wires | r.EECD_SK
+    value = 0
+    for _ in range(16):
+        driver[r.EECD] = r.EECD_REQ | r.EECD_CS
+        driver[r.EECD] = r.EECD_REQ | r.EECD_CS | r.EECD_SK
+        value = value << 1 | bool(driver[r.EECD] & r.EECD_DO)
+    driver[r.EECD] = 0
+    return value
+
+
+def test_the_eeprom_can_be_read_bit_by_bit(driver: Driver) -> None:
+    assert struct.pack("<3H", *(microwire(driver, at) for at in range(3))).hex(":") == MAC
+    assert sum(microwire(driver, at) for at in range(64)) & 0xFFFF == 0xBABA
+
+
+def test_what_the_wire_does_not_take_waits_for_it(driver: Driver) -> None:
+    driver.wire.is_full = True
+    for number in range(3):
+        driver.made.memory.write(BUFFERS + 64 * number, bytes((number,)) * 60)
+        driver.put(r.TX_LEGACY.pack(BUFFERS + 64 * number, 60, 0, r.CMD_EOP | r.CMD_RS, 0, 0, 0))
+    driver.go()
+    assert driver.wire.sent == []
+    assert driver[r.TDH] == 1
+    assert driver.wire.waits()
+    driver.wire.is_full = False
+    assert driver.wire.writable is not None
+    driver.wire.writable()
+    assert driver.wire.sent == [bytes((number,)) * 60 for number in range(3)]
+    assert driver[r.TDH] == 3
+    assert not driver.wire.waits()
+
+
+def test_a_packet_of_a_virtio_device_arrives_in_ordinary_frames_with_checksums() -> None:
+    payload = bytes(n * 7 & 0xFF for n in range(3000))
+    ip = struct.pack(
+        ">BBHHHBBH4s4s", 0x45, 0, 40 + len(payload), 7, 0, 64, 6, 0, bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
+    )
+    pseudo = checksum(ip[12:20] + struct.pack(">HH", 6, 20 + len(payload)))
+    tcp = struct.pack(">HHIIBBHHH", 1, 2, 1000, 0, 0x50, 0x19, 512, pseudo, 0)
+    header = NET_HDR.pack(1, 1, 54, 1460, 34, 16, 0)
+    packet = bytearray(header + bytes(12) + b"\x08\0" + ip + tcp + payload)
+    made = [bytes(frame) for frame in frames_of(memoryview(packet))]
+    assert [len(frame) for frame in made] == [54 + 1460, 54 + 1460, 54 + 80]
+    assert b"".join(frame[54:] for frame in made) == payload
+    for number, frame in enumerate(made):
+        size = len(frame) - 14
+        assert struct.unpack_from(">HH", frame, 16) == (size, 7 + number)
+        assert checksum(frame[14:34]) == 0xFFFF
+        assert checksum(frame[26:34] + struct.pack(">HH", 6, size - 20) + frame[34:]) == 0xFFFF
+        assert struct.unpack_from(">I", frame, 38) == (1000 + 1460 * number,)
+    (whole,) = frames_of(memoryview(bytearray(NET_HDR.pack(1, 0, 0, 0, 34, 16, 0)) + packet[12:]))
+    assert checksum(bytes(whole[26:34]) + struct.pack(">HH", 6, 20 + len(payload)) + bytes(whole[34:])) == 0xFFFF
+
+
+@given(st.binary(max_size=200), st.binary(max_size=300))
+def test_no_header_of_another_guest_raises(header: bytes, frame: bytes) -> None:
+    made = list(frames_of(memoryview(bytearray(header[:12] + frame))))
+    assert sum(map(len, made)) <= 1 << 20
+
+
+@given(*(st.integers(0, limit) for limit in (255, 255, 65535, 65535, 400, 400)), st.binary(max_size=300))
+def test_no_claim_of_another_guest_raises(
+    flags: int, kind: int, length: int, size: int, start: int, offset: int, frame: bytes
+) -> None:
+    packet = NET_HDR.pack(flags, kind, length, size, start, offset, 0) + frame
+    assert len(list(frames_of(memoryview(bytearray(packet))))) <= 1 + len(frame) // 48

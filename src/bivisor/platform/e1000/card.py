@@ -6,10 +6,13 @@ Specification: Intel 317453, section 13 "Register Descriptions". The wire is a `
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable
 
 from bivisor.errors import GuestAddressError
 from bivisor.platform.e1000 import registers as r
+from bivisor.platform.e1000.arrival import frames_of
+from bivisor.platform.e1000.eeprom import Eeprom
 from bivisor.platform.e1000.transmit import FRAME_MAX, FRAME_MIN, PACKET_MAX, Context, frames
 from bivisor.platform.fwcfg import Memory
 from bivisor.platform.pci import BarKind, Identity, PciFunction
@@ -21,6 +24,7 @@ TURN = 64
 _PHY = {0: 0x1140, 1: 0x796D, 2: 0x0141, 3: 0x0C20, 4: 0x0DE1, 5: 0xCDE1, 6: 1, 9: 0x0E00, 10: 0x3C00, 17: 0xAC08}
 _SIZES = {0: 2048, 1: 1024, 2: 512, 3: 256}
 _VIRTIO_HEADER = 12
+_NO_OFFLOADS = memoryview(bytes(_VIRTIO_HEADER))
 
 
 class E1000(PciFunction):
@@ -31,12 +35,17 @@ class E1000(PciFunction):
         self._memory = memory
         self._backend = backend
         self._mac = parse_mac(mac)
-        self._eeprom = self._made_eeprom()
-        self._room = memoryview(bytearray(FRAME_MAX + _VIRTIO_HEADER))
+        self._eeprom = Eeprom(self._mac)
+        self._room = memoryview(bytearray(PACKET_MAX + _VIRTIO_HEADER))
+        self._outgoing: deque[bytearray] = deque()
         self._io_address = 0
-        self._readers: dict[int, Callable[[], int]] = {r.ICR: self._take_causes}
+        self._readers: dict[int, Callable[[], int]] = {
+            r.ICR: self._take_causes,
+            r.EECD: lambda: self._eeprom.control,
+        }
         self._writers: dict[int, Callable[[int], None]] = {
             r.CTRL: self._set_control,
+            r.EECD: self._eeprom.set_control,
             r.EERD: self._read_eeprom,
             r.MDIC: self._phy_access,
             r.ICR: self._clear_causes,
@@ -76,11 +85,13 @@ class E1000(PciFunction):
         self._causes = self._masked = 0
         self._phy = dict(_PHY)
         self._packet = bytearray()
+        self._sending = False
+        self._outgoing.clear()
         self._context = Context()
+        self._eeprom.reset()
         self._registers = {
             r.CTRL: r.CTRL_SLU,
             r.STATUS: r.STATUS_FD | r.STATUS_LU | r.STATUS_SPEED_1000,
-            r.EECD: r.EECD_PRES,
             r.RAL0: int.from_bytes(self._mac[:4], "little"),
             r.RAH0: int.from_bytes(self._mac[4:], "little") | 1 << 31,
         }
@@ -88,22 +99,14 @@ class E1000(PciFunction):
 
     def _set_control(self, value: int) -> None:
         if value & r.CTRL_RST:
-            self._backend.watch(None, None)
             self._reset()
+            self._watch()
         else:
             self._registers[r.CTRL] = value & ~(r.CTRL_RST | r.CTRL_PHY_RST)
 
-    def _made_eeprom(self) -> list[int]:
-        words = [0] * 64
-        words[0:3] = struct.unpack("<3H", self._mac)
-        words[0x0A:0x0F] = [0x0000, 0x1100, 0x1AF4, 0x100E, 0x8086]
-        words[0x3F] = 0xBABA - sum(words[:0x3F]) & 0xFFFF
-        return words
-
     def _read_eeprom(self, value: int) -> None:
         if value & r.EERD_START:
-            word = self._eeprom[value >> 8 & 0x3F]
-            self._registers[r.EERD] = word << 16 | value & 0xFF00 | r.EERD_DONE
+            self._registers[r.EERD] = self._eeprom.word(value >> 8) << 16 | value & 0xFF00 | r.EERD_DONE
 
     def _phy_access(self, value: int) -> None:
         number = value >> 16 & 31
@@ -155,14 +158,16 @@ class E1000(PciFunction):
         self._transmit()
 
     def _transmit(self) -> None:
+        """Send what the ring has, as far as the wire takes it; after a turn of its own the loop goes on with it."""
         base, count, head = self._ring(r.TDBAL)
         tail = self._registers.get(r.TDT, 0)
         if not self._registers.get(r.TCTL, 0) & r.TCTL_EN or not self.bus_master or head >= count or tail >= count:
+            self._sending = False
             return
-        causes = r.INT_TXQE
+        causes = 0
         try:
-            for _ in range(count):  # a tail that runs away does not hold up the host
-                if head == tail:
+            for _ in range(TURN):
+                if head == tail or not self._flush():
                     break
                 at = base + head * r.DESCRIPTOR
                 if self._send_descriptor(bytes(self._memory.view(at, r.DESCRIPTOR))):
@@ -172,9 +177,26 @@ class E1000(PciFunction):
                     causes |= r.INT_TXDW
                 head = (head + 1) % count
         except GuestAddressError:
-            self._packet.clear()  # a ring or a buffer that is not memory: the driver sees a head that stays
+            self._packet.clear()  # a ring or a buffer that is not memory: what is left of the ring is lost
+            head = tail
         self._registers[r.TDH] = head
-        self._cause(causes)
+        self._sending = head != tail
+        self._watch()
+        self._cause(causes | (0 if self._sending else r.INT_TXQE))
+
+    def _flush(self) -> bool:
+        """Give the wire what waits for it; whether it took all of that."""
+        outgoing = self._outgoing
+        while outgoing:
+            if not self._put_on_wire(outgoing[0]):
+                return False
+            outgoing.popleft()
+        return True
+
+    def _wire_ready(self) -> None:
+        if self._flush():
+            self._transmit()
+            self._watch()
 
     def _send_descriptor(self, raw: bytes) -> bool:
         """Take one descriptor; whether its status is to be written back."""
@@ -202,10 +224,12 @@ class E1000(PciFunction):
         return bool(command & r.CMD_RS)
 
     def _send(self, frame: bytearray) -> None:
-        if FRAME_MIN <= len(frame) <= FRAME_MAX:
-            view = memoryview(frame)
-            head = [memoryview(bytes(_VIRTIO_HEADER))] if self._backend.has_header else []
-            self._backend.send([*head, view])  # a wire without room loses it, as wires do
+        if FRAME_MIN <= len(frame) <= FRAME_MAX and (self._outgoing or not self._put_on_wire(frame)):
+            self._outgoing.append(frame)
+
+    def _put_on_wire(self, frame: bytearray) -> bool:
+        head = [_NO_OFFLOADS] if self._backend.has_header else []
+        return self._backend.send([*head, memoryview(frame)])
 
     def _set_receive(self, value: int) -> None:
         self._registers[r.RCTL] = value
@@ -216,15 +240,14 @@ class E1000(PciFunction):
         self._watch()
 
     def _watch(self) -> None:
-        base, count, head = self._ring(r.RDBAL)
-        del base
+        _, count, head = self._ring(r.RDBAL)
         ready = self._registers.get(r.RCTL, 0) & r.RCTL_EN and head < count and head != self._registers.get(r.RDT, 0)
-        self._backend.watch(self._receive if ready else None, None)
+        sending = self._sending or self._outgoing
+        self._backend.watch(self._receive if ready else None, self._wire_ready if sending else None)
 
     def _receive(self) -> None:
-        skip = _VIRTIO_HEADER if self._backend.has_header else 0
         for _ in range(TURN):
-            base, count, head = self._ring(r.RDBAL)
+            _, count, head = self._ring(r.RDBAL)
             if head >= count or head == self._registers.get(r.RDT, 0):
                 break
             length = self._backend.receive([self._room])
@@ -232,9 +255,10 @@ class E1000(PciFunction):
                 if length < 0:
                     self._backend.watch(None, None)
                 return
-            frame = self._room[skip:length]
-            if FRAME_MIN <= len(frame) <= FRAME_MAX and self._is_ours(frame):
-                self._store(frame, base, count, head)
+            packet = self._room[:length]
+            for frame in frames_of(packet) if self._backend.has_header else (packet,):
+                if FRAME_MIN <= len(frame) <= FRAME_MAX and self._is_ours(frame):
+                    self._store(frame)
         self._watch()
 
     def _is_ours(self, frame: memoryview) -> bool:
@@ -246,12 +270,13 @@ class E1000(PciFunction):
         own = struct.pack("<II", self._registers.get(r.RAL0, 0), self._registers.get(r.RAH0, 0))[:6]
         return bool(control & r.RCTL_UPE) or bytes(frame[:6]) == own
 
-    def _store(self, frame: memoryview, base: int, count: int, head: int) -> None:
+    def _store(self, frame: memoryview) -> None:
         """Put a frame into the next buffers; one that does not fit into what is there is lost."""
+        base, count, head = self._ring(r.RDBAL)
         control = self._registers.get(r.RCTL, 0)
         room = _SIZES[control >> 16 & 3] * (16 if control & r.RCTL_BSEX and control >> 16 & 3 else 1)
         data = bytes(frame).ljust(60, b"\0") + (b"" if control & r.RCTL_SECRC else bytes(4))
-        available = (self._registers.get(r.RDT, 0) - head) % count
+        available = (self._registers.get(r.RDT, 0) - head) % count if head < count else 0
         pieces = range(0, len(data), room)
         if not self.bus_master or len(pieces) > available:
             self._cause(r.INT_RXO)
@@ -280,7 +305,7 @@ class E1000(PciFunction):
 
 _KEPT = frozenset(
     (
-        *(r.EECD, r.ITR, r.RDBAL, r.RDBAH, r.RDLEN, r.RDH, r.TDBAL, r.TDBAH, r.TDLEN, r.TDH),
+        *(r.ITR, r.RDBAL, r.RDBAH, r.RDLEN, r.RDH, r.TDBAL, r.TDBAH, r.TDLEN, r.TDH),
         *range(0x0028, 0x00C0, 4),
         *(0x0170, 0x0410, 0x0420, 0x0E00, 0x1000, 0x2160, 0x2168, 0x2170),
         *(0x2820, 0x2828, 0x282C, 0x3820, 0x3828, 0x382C, 0x5000, 0x5800, 0x5808),

@@ -14,6 +14,9 @@ from bivisor.platform.e1000 import registers as r
 
 PACKET_MAX = 0x1_0000 + 256
 FRAME_MIN, FRAME_MAX = 14, 16288
+SEGMENT_MIN = 48
+"""Shorter segments are not cut: no TCP sends them, and 64 KiB in single bytes would keep the host busy for seconds."""
+
 _FIN_PSH = 0x09
 
 
@@ -44,9 +47,11 @@ class Context:
 
 def checksum(data: bytes | bytearray | memoryview, initial: int = 0) -> int:
     """The ones' complement sum of 16-bit words (RFC 1071), not yet inverted."""
-    total: int = initial + sum(struct.unpack(f">{len(data) // 2}H", data[: len(data) & ~1]))
     if len(data) & 1:
-        total += data[-1] << 8
+        data = bytes(data) + b"\0"
+    # 2^16 is 1 modulo 2^16 - 1: the sum of all words with the carries added again is one remainder of a large number
+    number = int.from_bytes(data, "big")
+    total = initial + (number % 0xFFFF or (0xFFFF if number else 0))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
@@ -62,7 +67,7 @@ def insert_checksum(frame: bytearray, start: int, put: int, end: int) -> None:
 
 def frames(packet: bytearray, context: Context, options: int, *, segment: bool) -> Iterator[bytearray]:
     """The frames that `packet` becomes."""
-    if not segment or not context.segment or not 0 < context.header < len(packet):
+    if not segment or context.segment < SEGMENT_MIN or not 0 < context.header < len(packet):
         if options & r.POPTS_IXSM:
             insert_checksum(packet, context.ip_start, context.ip_put, context.ip_end)
         if options & r.POPTS_TXSM:
