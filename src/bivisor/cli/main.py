@@ -26,6 +26,7 @@ _COMMANDS = {
         "bivisor.cli.compare",
         "Run one guest under KVM and Xen, with every kind of device, and say what differs.",
     ),
+    "top": ("bivisor.cli.top", "Show what domains and machines come out for, and where the time goes."),
     "trace": ("bivisor.cli.trace", "Show what happens in a running host or machine, event by event."),
     "check": ("bivisor.cli.check", "Say what this host can do for guests, and how fast."),
 }

@@ -27,6 +27,7 @@ from bivisor.toolstack.hostd.stream import ConsoleStream
 from bivisor.toolstack.hostd.tail import offer_tail
 from bivisor.toolstack.options import check_machine_name
 from bivisor.toolstack.screen import Display
+from bivisor.toolstack.tracing.counts import Counts
 from bivisor.toolstack.tracing.stream import TraceStreams
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Presence:
         self._lock = threading.Lock()
         self._exits = ExitCounts(vm)
         self._traces = TraceStreams(vm.events)
+        self._counts = Counts(vm.events)
         self._began = time.time()
         self._server: RpcServer | None = None
         self._shown = ExitStack()
@@ -74,6 +76,7 @@ class Presence:
         if self._server is not None:
             self._server.close()
         self._traces.close()
+        self._counts.close()
         self._exits.close()
         self._shown.close()
 
@@ -87,6 +90,7 @@ class Presence:
             "stop": self.stop,
             "power": self.power,
             "trace": self._traces.trace,
+            "top": self.top,
         }
 
     def describe(self, peer: Peer) -> dict[str, Any]:
@@ -109,6 +113,16 @@ class Presence:
             "console": self._feed is not None,
             "screen": isinstance(vm, FirmwareMachine),
         }
+
+    def top(self, peer: Peer) -> dict[str, Any]:
+        """What the machine has done so far, as a host tells it of its domains; see `Counts.look`."""
+        del peer
+        vm, spent = self._vm, 0
+        for thread in vm.processor_threads:
+            if thread.is_alive() and thread.ident is not None:
+                spent += time.clock_gettime_ns(time.pthread_getcpuclockid(thread.ident))
+        row = {"domid": 0, "name": self.name, "state": "running", "vcpus": len(vm.vcpus), "cpu_time_s": spent / 1e9}
+        return {**self._counts.look(), "domains": [row], "engine": vm.engine.name}
 
     def console(self, peer: Peer, domain: str = "") -> None:
         """The connection is the machine's console from now on. `domain` is what a host would be told: no matter."""

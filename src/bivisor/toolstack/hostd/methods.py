@@ -21,6 +21,7 @@ from bivisor.toolstack.hostd.server import Peer
 from bivisor.toolstack.hostd.stream import ConsoleStream
 from bivisor.toolstack.hostd.tail import offer_tail
 from bivisor.toolstack.lifecycle import LifeCycle
+from bivisor.toolstack.tracing.counts import Counts
 from bivisor.toolstack.tracing.stream import TraceStreams
 from bivisor.toolstack.xenhost import XenHost
 from bivisor.toolstack.xlconfig import DiskSpec, DomainConfig, VifSpec
@@ -43,6 +44,7 @@ class Methods:
         self._stopping = False
         self._traces = TraceStreams(host.events)
         self.trace = self._traces.trace
+        self._counts = Counts(host.events)
 
     def table(self) -> dict[str, Callable[..., Any]]:
         """Name to method."""
@@ -52,6 +54,7 @@ class Methods:
     def close(self) -> None:
         """End what goes on in the background."""
         self._traces.close()
+        self._counts.close()
         self._life.close()
 
     # ---------------------------------------------------------------- the host
@@ -92,6 +95,12 @@ class Methods:
         """See `rows.info_fields`."""
         del peer
         return rows.info_fields(self._host)
+
+    def top(self, peer: Peer) -> dict[str, Any]:
+        """What the domains have done so far, as far as somebody asks; see `Counts.look`."""
+        del peer
+        found = self._counts.look()
+        return {**found, "domains": rows.domain_rows(self._host), "engine": self._host.engine.name}
 
     def dmesg(self, peer: Peer, clear: bool = False) -> str:
         """The hypervisor's console ring."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,28 +38,42 @@ def socket_of(target: str | None) -> Path:
     return next(iter(machines.values()))
 
 
-def call(path: Path, method: str, **params: Any) -> tuple[Any, socket.socket, messages.LineReader]:
-    """Ask at a socket: the result, the connection, and its reader. HostError where nobody answers."""
-    end = local_socket.connect(path)
-    if end is None:
-        raise HostError(
-            f"nobody answers at {path}: no host and no machine runs there (bivisor host start, bivisor run)"
-        )
-    reader = messages.LineReader(end)
-    try:
-        end.sendall(messages.encode({"method": method, "params": params}))
-        line = reader.line()
-    except OSError as error:
-        end.close()
-        raise HostError(f"{path}: {error.strerror}") from None
-    if line is None:
-        end.close()
-        raise HostError(f"{path}: the connection ended before there was an answer")
-    answer = messages.decode(line)
-    if "error" in answer:
-        end.close()
-        messages.raise_error(answer["error"])
-    return answer.get("result"), end, reader
+class Asker:
+    """A connection to a host or machine: one request after the other. HostError where nobody answers."""
+
+    def __init__(self, path: Path) -> None:
+        end = local_socket.connect(path)
+        if end is None:
+            raise HostError(
+                f"nobody answers at {path}: no host and no machine runs there (bivisor host start, bivisor run)"
+            )
+        self._path = path
+        self.end = end
+        self.reader = messages.LineReader(end)
+
+    def ask(self, method: str, **params: Any) -> Any:
+        """What the request gives. What is refused is raised as it would be there."""
+        try:
+            self.end.sendall(messages.encode({"method": method, "params": params}))
+            line = self.reader.line()
+        except OSError as error:
+            raise HostError(f"{self._path}: {error.strerror}") from None
+        if line is None:
+            raise HostError(f"{self._path}: it has ended")
+        answer = messages.decode(line)
+        if "error" in answer:
+            messages.raise_error(answer["error"])
+        return answer.get("result")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.end.close()
+
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Live:
@@ -68,7 +81,13 @@ class Live:
     was lost because this program was too slow. Iterating ends with what is traced, or `seconds` after the start."""
 
     def __init__(self, path: Path, wanted: Wanted, seconds: float | None = None) -> None:
-        result, self._end, self._reader = call(path, "trace", **wanted.params())
+        asker = Asker(path)
+        self._end, self._reader = asker.end, asker.reader
+        try:
+            result = asker.ask("trace", **wanted.params())
+        except BaseException:
+            asker.close()
+            raise
         self.names = {int(number): str(name) for number, name in result["names"].items()}
         self.dropped = 0
         self._deadline = None if seconds is None else time.monotonic() + seconds
