@@ -37,6 +37,7 @@ class RamDisk:
         self.read_only = read_only
         self.flushes = 0
         self.broken = False
+        self.discarded: list[tuple[int, int]] = []
 
     def readv(self, views: Sequence[memoryview], offset: int) -> int:
         if self.broken:
@@ -59,7 +60,7 @@ class RamDisk:
         self.flushes += 1
 
     def discard(self, offset: int, length: int) -> None:
-        pass
+        self.discarded.append((offset, length))
 
     def zero(self, offset: int, length: int, unmap: bool) -> None:
         pass

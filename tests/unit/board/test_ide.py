@@ -93,6 +93,39 @@ def test_a_table_that_leaves_memory_or_is_too_short_is_an_error(machine: tuple[B
         made.write(BUS_MASTER + 2, 6)
 
 
+def trim(made: Bench, entries: bytes, blocks: int = 1, feature: int = 1) -> None:
+    made.memory.write(0x8000, entries.ljust(SECTOR * blocks, b"\0"))
+    made.prd(0x1000, (0x8000, 20), (0x8014, SECTOR * blocks - 20))
+    made.write(BUS_MASTER + 4, 0x1000, 4)
+    made.write(BUS_MASTER, 0)
+    made.write(BUS_MASTER + 2, 6)
+    made.write(BASE + 1, 0)
+    made.write(BASE + 1, feature)
+    for value in (0, blocks):
+        made.write(BASE + 2, value)
+    made.write(BASE + 6, 0xE0)
+    made.write(BASE + 7, 0x06)
+    made.write(BUS_MASTER, 0x01)
+
+
+def test_sectors_that_a_guest_trims_are_discarded_and_none_beyond_the_end(machine: tuple[Bench, RamDisk]) -> None:
+    made, disk = machine
+    trim(made, struct.pack("<QQ", 10 | 2 << 48, 255 | 1 << 48))
+    assert not made.read(BASE + 7) & ERR
+    assert disk.discarded == [(10 * SECTOR, 2 * SECTOR), (255 * SECTOR, SECTOR)]
+    disk.discarded.clear()
+    trim(made, struct.pack("<QQ", 10 | 2 << 48, 255 | 2 << 48))
+    assert made.read(BASE + 7) & ERR
+    for blocks, feature in ((9, 1), (1, 0)):
+        trim(made, struct.pack("<Q", 10 | 2 << 48), blocks, feature)
+        assert made.read(BASE + 7) & ERR
+    assert not disk.discarded
+    disk.read_only = True
+    trim(made, struct.pack("<Q", 10 | 2 << 48))
+    assert made.read(BASE + 7) & ERR
+    assert not disk.discarded
+
+
 def test_no_command_leaves_the_disk(machine: tuple[Bench, RamDisk]) -> None:
     made, disk = machine
     before = bytes(disk.data)

@@ -24,6 +24,7 @@ from bivisor.platform.ide.drive import (
     Pio,
     identity_text,
 )
+from bivisor.platform.ide.trim import BLOCKS_MAX, IDENTITY_WORDS, TRIM, TrimList
 from bivisor.platform.virtio.blk import BlockBackend
 
 HEADS, SECTORS = 16, 63
@@ -74,6 +75,7 @@ class AtaDisk(Drive):
 
     def _commands(self) -> dict[int, Callable[[], bool]]:
         table: dict[int, Callable[[], bool]] = {
+            0x06: self._data_set_management,
             0x91: self._init_parameters,
             0xC6: self._set_multiple,
             0xE7: self._flush,
@@ -184,6 +186,18 @@ class AtaDisk(Drive):
         self.task.status = DRDY | DSC | DRQ
         return False
 
+    def _data_set_management(self) -> bool:
+        blocks = self.task.previous[0] << 8 | self.task.count
+        if self.task.feature != TRIM or not 0 < blocks <= BLOCKS_MAX:
+            self.fail(ABRT)
+            return True
+        if self._refuse_write():
+            return True
+        ranges = TrimList(self._backend.discard, self.sectors, blocks)
+        self.dma = Dma(blocks * SECTOR, False, ranges.take)
+        self.task.status = DRDY | DSC | DRQ
+        return False
+
     def _verify(self, extended: bool) -> bool:
         self._range(extended)
         return True
@@ -246,6 +260,8 @@ class AtaDisk(Drive):
         }  # fmt: skip
         if self._sata:
             values |= _SATA_WORDS
+        if not self._backend.read_only:
+            values |= IDENTITY_WORDS
         for at, value in values.items():
             words[at] = value
         data = bytearray(struct.pack("<256H", *words))
