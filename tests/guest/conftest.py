@@ -38,6 +38,17 @@ def engine(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(scope="session", params=["soft", pytest.param("kvm", marks=pytest.mark.kvm)])
+def pv_engine(request: pytest.FixtureRequest) -> str:
+    """The name of an engine for PV domains, whose kernels need no processor that runs CPL 0 at its own speed."""
+    name = str(request.param)
+    try:
+        (open_kvm() if name == "kvm" else open_soft()).close()
+    except HostError as error:
+        pytest.skip(str(error))
+    return name
+
+
 @pytest.fixture
 def boot(engine: str, guest: Guest) -> Boot:
     """`boot(command, …)`: a `GuestRun` on the engine."""

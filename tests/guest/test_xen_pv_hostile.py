@@ -24,8 +24,8 @@ _TRAP = struct.Struct("<BBH4xQ")
 
 
 @pytest.fixture
-def host() -> Iterator[XenHost]:
-    with XenHost("soft") as host:
+def host(pv_engine: str) -> Iterator[XenHost]:
+    with XenHost(pv_engine) as host:
         yield host
 
 
