@@ -69,7 +69,13 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
     "--stats", is_flag=True, help="At the end: exits by reason, time inside and outside of the guest (stderr)."
 )
 @click.option("--json", "as_json", is_flag=True, help="--stats, as JSON.")
-@click.option("--trace", metavar="[FILE]", is_flag=False, flag_value="-", help="Every exit, decoded, a line each.")
+@click.option(
+    "--trace",
+    metavar="[FILE]",
+    is_flag=False,
+    flag_value="-",
+    help="Every exit, decoded, a line each; all events, if FILE ends in .jsonl or .pftrace (ui.perfetto.dev).",
+)
 @click.option(
     "--gdb", metavar="[HOST:]PORT[,wait]", help="Let gdb attach there; ,wait: the guest runs when gdb says so."
 )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ _ABNORMAL = {End.RESET, End.PANIC, End.SHUTDOWN, End.DEAD, End.ENGINE}
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How much of a run is shown. `trace` is a file's name, or "-" for standard error; `timeout` is in seconds;
+    """How much of a run is shown. `trace` is a file's name, or "-" for standard error, and what comes behind its last
+    dot says what is written (see `tracing.recorder`); `timeout` is in seconds;
     `gdb` is where a debugger may attach, [HOST:]PORT[,wait]; `name` is what others find the machine by."""
 
     timeout: float | None = None
@@ -156,8 +158,12 @@ def _watcher(view: View, stack: ExitStack) -> Watcher | None:
     stats = view.stats or view.as_json
     if not stats and view.trace is None:
         return None
+    from bivisor.toolstack.tracing.recorder import Recorder, is_recording
     from bivisor.toolstack.watch import Watcher, open_trace
 
+    if view.trace is not None and is_recording(view.trace):
+        recorder = stack.enter_context(Recorder(Path(view.trace)))
+        return Watcher(timed=stats, recorder=recorder)
     trace = None if view.trace is None else stack.enter_context(open_trace(view.trace))
     return Watcher(trace, timed=stats)
 

@@ -19,6 +19,7 @@ from bivisor.cpu.vmx import reason_of
 from bivisor.errors import UsageError
 from bivisor.kvm import VirtualMachine
 from bivisor.platform.bus import Bus
+from bivisor.toolstack.tracing.recorder import Recorder
 
 
 @contextmanager
@@ -52,10 +53,12 @@ class _Processor:
 
 
 class Watcher:
-    """Puts a trace (written to `trace`) and, if `timed`, a stopwatch around the exits of one machine."""
+    """Puts a trace (written to `trace`) and, if `timed`, a stopwatch around the exits of one machine; `recorder` gets
+    all that happens in it."""
 
-    def __init__(self, trace: TextIO | None = None, *, timed: bool = True) -> None:
+    def __init__(self, trace: TextIO | None = None, *, timed: bool = True, recorder: Recorder | None = None) -> None:
         self._trace = trace
+        self._recorder = recorder
         self.timed = timed
         self._processors: dict[int, _Processor] = {}
         self._began = time.perf_counter_ns()
@@ -66,6 +69,8 @@ class Watcher:
         """Watch `vm`, whose `wrap` is this object's, before it starts."""
         self._vm = vm
         self._ports, self._mmio = vm.ports, vm.mmio
+        if self._recorder is not None:
+            self._recorder.begin(vm.events)
 
     def wrap(self, handler: ExitHandler, vcpu: Vcpu) -> ExitHandler:
         """See `VirtualMachine`."""
