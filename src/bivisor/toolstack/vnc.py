@@ -1,7 +1,7 @@
 """`--vnc`: a person's way to a screen, by any VNC client.
 
 A server has a thread of its own, so what is encoded for a client keeps no device waiting, and looks at the screen only
-while a client waits for a picture, at most 25 times a second.
+while a client waits for a picture, at most 25 times a second, and not for more than a third of its time.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL.Image import Image
@@ -114,8 +115,9 @@ class VncServer:
         self._name = name
         self._clients: set[_Client] = set()
         self._timer: Timer | None = None
-        self._last = 0.0
+        self._next = 0.0
         if listener is not None:
+            if listener is not None:
             listener.setblocking(False)
 
     @property
@@ -127,8 +129,14 @@ class VncServer:
     def start(self) -> None:
         """Let clients come."""
         if self._listener is not None:
-            self.loop.watch(self._listener.fileno(), self._accept)
+            if self._listener is not None:
+            self.loop.watch(self._listener.fileno(), partial(self._accept, self._listener))
         self.loop.start()
+
+    def add(self, end: socket.socket) -> None:
+        """Serve the client at the other end of `end`, which is ours from now on, without asking for a password: whoever
+        hands it over knows who that is. From any thread, between `start()` and `close()`."""
+        self.loop.call_soon(lambda: self._take(end, Security()))
 
     def close(self) -> None:
         """Hang up. What clients hold pressed is let go."""
@@ -136,6 +144,7 @@ class VncServer:
         for client in list(self._clients):
             client.close()
         if self._listener is not None:
+            if self._listener is not None:
             self._listener.close()
 
     def __enter__(self) -> VncServer:
@@ -145,39 +154,36 @@ class VncServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            end, _ = self._listener.accept()
+            end, _ = listener.accept()
         except OSError:
             return
-        self._take(end)
+        self._take(end, self._security)
 
-    def adopt(self, end: socket.socket) -> None:
-        """Serve the client at the other end of `end`, which is closed in the end. From any thread."""
-        self.loop.call_soon(lambda: self._take(end))
-
-    def _take(self, end: socket.socket) -> None:
+    def _take(self, end: socket.socket, security: Security) -> None:
         if len(self._clients) >= CLIENTS_MAX:
             end.close()
             return
         end.setblocking(False)
         if end.family != socket.AF_UNIX:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        session = Session(self._glance, self._controls, self._security, name=self._name)
+        session = Session(self._glance, self._controls, security, name=self._name)
         self._clients.add(_Client(self, end, session))
 
     def look_soon(self) -> None:
         """A client waits for a picture."""
         if self._timer is None:
-            self._timer = self.loop.call_at(max(self.loop.now(), self._last + INTERVAL_S), self._tick)
+            self._timer = self.loop.call_at(max(self.loop.now(), self._next), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        self._last = self.loop.now()
+        began = self.loop.now()
         self._glance.forget()
         for client in list(self._clients):
             client.tick()
+        took = self.loop.now() - began
+        self._next = began + max(INTERVAL_S, 3 * took)  # the guest's processors may want this one
         if any(client.wants_picture for client in self._clients):
             self.look_soon()
 

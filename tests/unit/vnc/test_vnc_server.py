@@ -130,6 +130,18 @@ def test_inside_tls_with_a_password_a_client_types_and_what_it_holds_is_let_go()
         assert desk.wait_for(2)[1] == (0x41, False)
 
 
+def test_a_connection_that_is_handed_over_needs_no_password() -> None:
+    desk = Desk()
+    ours, theirs = socket.socketpair()
+    with ours, VncServer(desk, desk, None, Security(b"secret")) as server:
+        server.add(theirs)
+        ours.settimeout(PATIENCE_S)
+        ours.sendall(b"RFB 003.008\n\1\1" + struct.pack(">BBxxI", 4, 1, 0x42))
+        assert desk.wait_for(1) == [(0x42, True)]
+        assert server.port == 0
+    assert desk.wait_for(2)[1] == (0x42, False)
+
+
 def test_rubbish_instead_of_tls_and_too_many_clients_are_hung_up_on() -> None:
     security = VncOption("127.0.0.1", 0, certificate=CERTIFICATE).security()
     with serving(Desk(), security) as server:
