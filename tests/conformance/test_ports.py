@@ -95,6 +95,36 @@ def test_rep_ins_stores_every_item_in_order(guest: Guest, size: int) -> None:
     assert guest.vcpu.get_regs().rdi == DATA + len(sent)
 
 
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("size", [2, 4])
+def test_gathered_rep_ins_comes_in_few_exits_and_stores_every_item(guest: Guest, size: int, bits: int) -> None:
+    """A page of items: neither engine comes out for each of them, in code that is reached in a loop as well."""
+    guest.machine.gather_strings()
+    words = INSB[size]
+    if bits == 16:
+        words = words.removeprefix("66 ") if size == 2 else f"66 {words}"
+    total = 2048 // size
+    back = -(9 + len(words.split())) & 0xFF
+    guest.load(f"89 f1 89 df f3 {words} ff cd 75 {back:02x} f4", bits, rsi=total, rbx=DATA, rbp=3, rdx=0x1F0)
+    done, counts = 0, []
+
+    def handler(exit_: object) -> bool:
+        nonlocal done
+        if isinstance(exit_, PortIo):
+            counts.append(exit_.count)
+            for at in range(0, len(exit_.data), size):
+                exit_.data[at : at + size] = (done & 0xFFFF).to_bytes(size, "little")
+                done += 1
+            return True
+        return False
+
+    assert guest.run(handler) == Hlt()
+    expected = b"".join((n & 0xFFFF).to_bytes(size, "little") for n in range(2 * total, 3 * total))
+    assert guest.memory.read(DATA, 2048) == expected
+    assert sum(counts) == 3 * total
+    assert len(counts) <= 12
+
+
 def test_a_single_outs_moves_rsi(guest: Guest) -> None:
     guest.memory.write(DATA, b"Z")
     guest.load("6e f4", rsi=DATA, rdx=0x402)
