@@ -102,7 +102,7 @@ class VncServer:
         self,
         screen: Screen,
         controls: Controls,
-        listener: socket.socket | None,
+        listener: socket.socket | None = None,
         security: Security | None = None,
         *,
         name: str = "Bivisor",
@@ -117,23 +117,20 @@ class VncServer:
         self._timer: Timer | None = None
         self._next = 0.0
         if listener is not None:
-            if listener is not None:
             listener.setblocking(False)
 
     @property
     def port(self) -> int:
-        """The TCP port."""
-        assert self._listener is not None
-        return int(self._listener.getsockname()[1])
+        """The TCP port, 0 where it does not listen."""
+        return 0 if self._listener is None else int(self._listener.getsockname()[1])
 
     def start(self) -> None:
         """Let clients come."""
         if self._listener is not None:
-            if self._listener is not None:
             self.loop.watch(self._listener.fileno(), partial(self._accept, self._listener))
         self.loop.start()
 
-    def add(self, end: socket.socket) -> None:
+    def adopt(self, end: socket.socket) -> None:
         """Serve the client at the other end of `end`, which is ours from now on, without asking for a password: whoever
         hands it over knows who that is. From any thread, between `start()` and `close()`."""
         self.loop.call_soon(lambda: self._take(end, Security()))
@@ -144,7 +141,6 @@ class VncServer:
         for client in list(self._clients):
             client.close()
         if self._listener is not None:
-            if self._listener is not None:
             self._listener.close()
 
     def __enter__(self) -> VncServer:

@@ -134,7 +134,7 @@ def test_a_connection_that_is_handed_over_needs_no_password() -> None:
     desk = Desk()
     ours, theirs = socket.socketpair()
     with ours, VncServer(desk, desk, None, Security(b"secret")) as server:
-        server.add(theirs)
+        server.adopt(theirs)
         ours.settimeout(PATIENCE_S)
         ours.sendall(b"RFB 003.008\n\1\1" + struct.pack(">BBxxI", 4, 1, 0x42))
         assert desk.wait_for(1) == [(0x42, True)]
