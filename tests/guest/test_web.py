@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from bivisor.image import Guest
@@ -116,6 +117,8 @@ def test_a_domain_that_comes_by_the_form_is_drawn_paused_and_destroyed(person: P
     page.get_by_role("button", name="Go on: carol").click()
     expect(box.locator(".state")).not_to_have_text("paused")
 
+    expect(page.get_by_role("alert")).to_have_text([])  # nothing was refused
+
     page.get_by_role("button", name="Destroy: carol").click()
     page.get_by_role("button", name="Cancel").click()
     assert "carol" in person.names()
@@ -192,6 +195,39 @@ def test_a_lost_connection_comes_back_by_itself(person: Person, browser: Browser
     tab.close()
 
 
+@pytest.fixture(scope="module")
+def kim(person: Person) -> Iterator[int]:
+    """A machine of the hosted architecture that is called so: its process."""
+    command = [sys.executable, "-m", "bivisor", "run", "--engine", "soft", "--quiet", "--name", "kim"]
+    process = subprocess.Popen(command, env=person.environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    yield process.pid
+    process.terminate()
+    process.wait(30)
+
+
+def test_a_machine_is_drawn_as_its_process_and_its_threads_and_is_typed_to(kim: int, page: Page) -> None:
+    box = page.get_by_role("article", name="kim")
+    expect(box).to_contain_text(f"process {kim}")
+    (thread,) = box.locator(".thread").all()
+    number = thread.locator(".name").inner_text().split()[-1]
+    assert number in [task.name for task in Path(f"/proc/{kim}/task").iterdir()]
+    expect(thread.locator(".exits")).to_contain_text("PortIo")
+    page.get_by_role("button", name="Console: kim").click()
+    terminal = page.locator(".tty")
+    expect(terminal).to_contain_text("~ #", timeout=30_000)
+    page.keyboard.type("echo $((40 + 2))\n")
+    expect(terminal.locator(".xterm-rows")).to_contain_text("42")
+
+
+def test_one_command_starts_and_ends_all_that_there_is_to_see(browser: Browser, tmp_path: Path, guest: Guest) -> None:
+    with a_web_server(tmp_path / "demo", "--demo") as address:
+        tab = Tab(browser, address)
+        for name in ("Domain-0", "alice", "bob", "kim"):
+            expect(tab.page.get_by_role("article", name=name)).to_be_visible(timeout=30_000)
+        tab.close()
+    assert not list((tmp_path / "demo").rglob("*.sock"))
+
+
 @pytest.fixture
 def firmware(person: Person, tmp_path: Path) -> Iterator[Path]:
     """The log of the firmware of the PC `pc`, which has an empty disk and a boot menu."""
@@ -240,3 +276,48 @@ def test_the_requests_of_a_copy_are_shown_decoded_at_the_arrow_of_its_ring(perso
     expect(events.first).to_contain_text(f"domain 1 port {console['port']}")
     terminal.type(b"\x1d")
     assert terminal.ended() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("device", "size"), [("laptop", (1366, 900)), ("phone", (390, 844))])
+def test_pictures_of_the_main_states(
+    person: Person,
+    kim: int,
+    browser: Browser,
+    address: str,
+    tmp_path: Path,
+    device: str,
+    size: tuple[int, int],
+    scheme: str,
+) -> None:
+    """They are kept where BIVISOR_PICTURES says: docs/pictures has those that were looked at."""
+    folder = Path(os.environ.get("BIVISOR_PICTURES", tmp_path))
+    person.until(lambda: connected(person), "the devices do not connect")
+    tab = Tab(browser, address, viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    page = tab.page
+
+    def keep(state: str) -> None:
+        picture = folder / f"web-{state}-{device}-{scheme}.png"
+        page.screenshot(path=picture)
+        with Image.open(picture) as taken:
+            assert taken.width == size[0]
+            taken.quantize(128).save(picture, optimize=True)
+
+    expect(page.get_by_role("article", name="bob")).to_contain_text("256 MiB")
+    expect(page.get_by_role("article", name="kim")).to_contain_text("PortIo")
+    keep("overview")
+    page.get_by_role("button", name="Ring: disk xvda of domain 1").press("Enter")
+    expect(page.locator("#panel")).to_contain_text("Connected")
+    with HostClient(Place(person.state)) as host:
+        end, _ = host.console("alice")
+        end.sendall(b"dd if=/dev/xvda of=/dev/null bs=16k count=200 iflag=direct\n")
+        expect(page.locator(".events li").nth(30)).to_contain_text("read")
+    keep("ring")
+    page.get_by_role("button", name="Console: alice").press("Enter")
+    expect(page.locator(".tty")).to_contain_text("~ #")
+    keep("console")
+    page.get_by_role("button", name="Close the details").click()
+    page.get_by_role("button", name="New domain").click()
+    expect(page.get_by_role("heading", name="New domain")).to_be_visible()
+    keep("form")
+    tab.close()
