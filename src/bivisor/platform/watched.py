@@ -106,15 +106,19 @@ def watch_virtio(events: Events, domain: int, device: VirtioDevice, name: str) -
             if probe is None:
                 replace(queue, pop=None, push=None)
             else:
-                watched = _WatchedQueue(queue, f"{name}/{queue.index}", domain, probe)
+                watched = _WatchedQueue(queue, f"{name}/{queue.index}", domain, probe, device.describe)
                 replace(queue, pop=watched.pop, push=watched.push)
 
     events.site(Kind.RING, install, domain)
 
 
 class _WatchedQueue:
-    def __init__(self, queue: VirtQueue, device: str, domain: int, probe: Probe) -> None:
+    def __init__(
+        self, queue: VirtQueue, device: str, domain: int, probe: Probe, describe: Callable[[Chain], tuple[str, int, int]]
+    ) -> None:
         self._queue = queue
+        self._describe = describe
+        self._ops: dict[int, str] = {}
         self._device = device
         self._domain = domain
         self._probe = probe
@@ -122,7 +126,9 @@ class _WatchedQueue:
     def pop(self) -> Chain | None:
         chain = VirtQueue.pop(self._queue)
         while chain is not None:
-            event = self._event("request", chain, chain.readable_size + chain.writable_size)
+            op, size, sector = self._describe(chain)
+            self._ops[chain.head] = op
+            event = self._event("request", op, chain, size, sector)
             verdict = self._probe.ask(event) if self._probe.hooks else None
             if isinstance(verdict, Delay):
                 time.sleep(verdict.seconds)
@@ -137,10 +143,11 @@ class _WatchedQueue:
 
     def push(self, chain: Chain, written: int = 0) -> None:
         VirtQueue.push(self._queue, chain, written)
-        self._probe.tell(self._event("response", chain, written))
+        op = self._ops.pop(chain.head, "buffer")
+        self._probe.tell(self._event("response", op, chain, written, -1))
 
-    def _event(self, end: str, chain: Chain, size: int) -> Ring:
-        return Ring(self._probe.clock(), self._domain, -1, 0, self._device, end, "buffer", chain.head, size)
+    def _event(self, end: str, op: str, chain: Chain, size: int, sector: int) -> Ring:
+        return Ring(self._probe.clock(), self._domain, -1, 0, self._device, end, op, chain.head, size, sector)
 
 
 def watch_interrupts(events: Events, domain: int, machine: Machine) -> None:

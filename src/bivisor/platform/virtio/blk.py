@@ -25,6 +25,14 @@ DISCARD_RANGES_MAX, DISCARD_SECTORS_MAX = 64, 1 << 22
 ZEROES_RANGES_MAX, ZEROES_SECTORS_MAX = 1, 1 << 17  # where nothing better is there, zeroes are written one by one
 TURN_BYTES = 32 << 20
 TURN_REQUESTS = QUEUE_SIZE
+_OPERATIONS = {
+    abi.BLK_T_IN: "read",
+    abi.BLK_T_OUT: "write",
+    abi.BLK_T_FLUSH: "flush",
+    abi.BLK_T_GET_ID: "get_id",
+    abi.BLK_T_DISCARD: "discard",
+    abi.BLK_T_WRITE_ZEROES: "write_zeroes",
+}
 
 
 class BlockBackend(Protocol):
@@ -112,6 +120,15 @@ class VirtioBlk(VirtioDevice):
         self.finish(queue)
         if self.active:
             self._loop.call_soon(lambda: self.notify(index))
+
+    def describe(self, chain: Chain) -> tuple[str, int, int]:
+        """See `VirtioDevice.describe`. Nothing here has been checked."""
+        header = gather(chain.readable, BLK_REQ.size)
+        if len(header) < BLK_REQ.size:
+            return super().describe(chain)
+        kind, _, sector = BLK_REQ.unpack(header)
+        size = max(0, chain.readable_size - BLK_REQ.size) + max(0, chain.writable_size - 1)
+        return _OPERATIONS.get(kind, str(kind)), size, sector
 
     def _serve(self, queue: VirtQueue, chain: Chain) -> int:
         """Carry out one request; the bytes that it moved."""

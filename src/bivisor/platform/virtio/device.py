@@ -65,6 +65,10 @@ class VirtioDevice:
     def notify(self, index: int) -> None:
         """The driver made buffers available in queue `index`."""
 
+    def describe(self, chain: Chain) -> tuple[str, int, int]:
+        """What a buffer of the driver's asks for, for who looks at requests: a word, bytes, and a sector or -1."""
+        return "buffer", chain.readable_size + chain.writable_size, -1
+
     def config_written(self, offset: int, size: int) -> None:
         """The driver wrote `size` bytes of `config` at `offset`; only what `writable_config` allows arrives."""
 
