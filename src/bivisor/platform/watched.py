@@ -114,7 +114,12 @@ def watch_virtio(events: Events, domain: int, device: VirtioDevice, name: str) -
 
 class _WatchedQueue:
     def __init__(
-        self, queue: VirtQueue, device: str, domain: int, probe: Probe, describe: Callable[[Chain], tuple[str, int, int]]
+        self,
+        queue: VirtQueue,
+        device: str,
+        domain: int,
+        probe: Probe,
+        describe: Callable[[Chain], tuple[str, int, int]],
     ) -> None:
         self._queue = queue
         self._describe = describe
