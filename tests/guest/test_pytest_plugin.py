@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from bivisor.image import Guest
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.guest
 
-PLUGIN = ("-p", "bivisor.testing.plugin", "--bivisor-engine=soft", "-p", "no:cacheprovider")
+IS_INSTALLED = "bivisor" in entry_points(group="pytest11").names
+PLUGIN = () if IS_INSTALLED else ("-p", "bivisor.testing.plugin")
+OPTIONS = ("--bivisor-engine=soft", "-p", "no:cacheprovider")
 Run = Callable[..., pytest.RunResult]
 
 
@@ -24,7 +27,7 @@ def run(pytester: pytest.Pytester, guest: Guest, monkeypatch: pytest.MonkeyPatch
 
     def do(program: str, *options: str) -> pytest.RunResult:
         pytester.makepyfile(program)
-        return pytester.runpytest_subprocess(*PLUGIN, *options, timeout=150)
+        return pytester.runpytest_subprocess(*PLUGIN, *OPTIONS, *options, timeout=150)
 
     return do
 

@@ -21,18 +21,20 @@ TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class XenDevice:
-    """Device `devid` of type `kind` ("vbd", "vif") of domain `domid`, with the nodes that each end finds."""
+    """Device `devid` of type `kind` ("vbd", "vif") of domain `domid`, with the nodes that each end finds. Its back-end
+    may be of another type, `backend_kind`: then another driver serves it than the usual one."""
 
     kind: str
     domid: int
     devid: int
     backend: Mapping[str, str | int] = field(default_factory=dict)
     frontend: Mapping[str, str | int] = field(default_factory=dict)
+    backend_kind: str = ""
 
     @property
     def backend_path(self) -> str:
         """The directory of the back-end."""
-        return f"{BACKEND_HOME}/backend/{self.kind}/{self.domid}/{self.devid}"
+        return f"{BACKEND_HOME}/backend/{self.backend_kind or self.kind}/{self.domid}/{self.devid}"
 
     @property
     def frontend_path(self) -> str:
@@ -77,7 +79,7 @@ def attach(loop: Loop, store: StoreClient, device: XenDevice, *, timeout: float 
     if found in ready:
         return
     with loop.lock:
-        reason = store.get(f"{BACKEND_HOME}/error/backend/{device.kind}/{device.domid}/{device.devid}/error")
+        reason = store.get(f"{BACKEND_HOME}/error/{device.backend_path[len(BACKEND_HOME) + 1 :]}/error")
         remove(store, device)
     text = reason.partition(" ")[2] if reason else f"its back-end did not answer in {timeout:g} s"
     raise UsageError(f"{device.kind} {device.devid} of domain {device.domid}: {text}")

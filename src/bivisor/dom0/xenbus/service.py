@@ -25,7 +25,7 @@ class Service:
     def __init__(self, control: Control, store: StoreClient, kind: str, driver: Driver) -> None:
         self._control = control
         self._store = store
-        self._kind = kind
+        self.kind = kind
         self._driver = driver
         self._base = f"/local/domain/{control.domain.domid}/backend/{kind}"
         self.links: dict[_Key, Link] = {}
@@ -76,7 +76,7 @@ class Service:
         if link is None:
             if not key[0].isdigit() or not key[1].isdigit():
                 return
-            node = Node(self._control, self._store, self._kind, int(key[0]), int(key[1]), front)
+            node = Node(self._control, self._store, self.kind, int(key[0]), int(key[1]), front)
             link = self.links[key] = Link(node, self._driver)
             state = f"{front}/state"
             self._watches[key] = state, self._store.watch(state, lambda _: self._front_changed(key))
