@@ -27,7 +27,7 @@ BOOT_LIMIT_S = 120.0
 PHASE_LIMIT_S = 60.0
 PROMPT = "# "
 _TRIALS = 2000
-_RUNS, _OVERHEAD_RUNS = 2, 2
+_RUNS, _OVERHEAD_RUNS = 2, 3
 _LEAST_S = 1e-6
 
 Tell = Callable[[str], None]
