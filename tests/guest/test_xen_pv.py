@@ -10,6 +10,7 @@ import pytest
 
 from bivisor import boot
 from bivisor.abi.xen.xen import ShutdownReason
+from bivisor.errors import UsageError
 from bivisor.image import default_guest, quiet
 from bivisor.image.place import default_root
 from bivisor.toolstack.domu import DomU
@@ -26,10 +27,12 @@ def host() -> Iterator[XenHost]:
         yield host
 
 
-def create(host: XenHost, talk: Talk, name: str = "u1", kind: str = "pv") -> DomU:
+def create(host: XenHost, talk: Talk, name: str = "u1", kind: str = "pv", vcpus: int = 1) -> DomU:
     guest = default_guest(quiet)
     cache = boot.PayloadCache(Path(default_root()) / "kernels")
-    return host.create(name, guest.kernel, type=kind, initrd=guest.initrd, cmdline=CMDLINE, console=talk, cache=cache)
+    return host.create(
+        name, guest.kernel, type=kind, vcpus=vcpus, initrd=guest.initrd, cmdline=CMDLINE, console=talk, cache=cache
+    )
 
 
 def ask(domain: DomU, talk: Talk, command: str, answer: str) -> None:
@@ -42,12 +45,38 @@ def test_a_stock_kernel_reaches_a_shell_as_pv_domain_and_powers_off(host: XenHos
     domain = create(host, talk)
     talk.wait_for(b"Leave with exit")
     assert b"Hypervisor detected: Xen PV" in talk.text
-    assert b"Booting kernel on Xen\r\n" in talk.text  # what Linux 6.1 says in place of "paravirtualized kernel"
+    assert b"Booting kernel on Xen\r\n" in talk.text  # what it says on real Xen 4.17 too, and not "paravirtualized"
     ask(domain, talk, "cat /sys/hypervisor/type /sys/hypervisor/guest_type", "xen\r\nPV")
     ask(domain, talk, "cat /sys/devices/system/clocksource/*/current_clocksource | tr x X", "Xen\r\n")
     ask(domain, talk, "for i in $(seq 50); do (true) || echo lost; done; echo forked $((6 * 7))", "forked 42")
     ask(domain, talk, "sleep 0.2; echo slept $((6 * 7))", "slept 42")
     ask(domain, talk, "dmesg | grep -c 'unchecked MSR\\|WARNING\\|BUG:' | sed 's/^/warnings /'", "warnings 0\r\n")
+    domain.send(b"poweroff\n")
+    assert domain.wait(PATIENCE_S) is ShutdownReason.POWEROFF
+
+
+def test_a_pv_domain_uses_as_many_processors_as_it_is_told(host: XenHost) -> None:
+    talk = Talk()
+    domain = create(host, talk, vcpus=3)
+    talk.wait_for(b"Leave with exit")
+    ask(domain, talk, "echo $(nproc) processors", "3 processors")
+    ask(domain, talk, "for n in 1 2 4; do taskset $n true || echo no; done; echo each $((6 * 7))", "each 42")
+    make = "(for n in $(seq 5); do dd if=/dev/zero bs=64k count=4 2>/dev/null | md5sum; done | uniq -c)"
+    ask(domain, talk, f"for j in 1 2 3; do {make} & done; wait; echo all $((6 * 7))", "all 42")
+    assert talk.text.count(b" 5 ec87a838931d4d5d2e94a04644788a55") == 3
+    for count in (1, 3, 2):
+        domain.set_vcpus(count)
+        cpus = " ".join(f"/sys/devices/system/cpu/cpu{number}/online" for number in range(1, count))
+        up = f"for cpu in {cpus}; do echo 1 > $cpu; done 2>/dev/null"  # as udev would
+        ask(
+            domain,
+            talk,
+            f"until [ $(nproc) = {count} ]; do {up}; done; echo has $((40 + {count}))",
+            f"has {40 + count}",
+        )
+    ask(domain, talk, "dmesg | grep -c 'WARNING:\\|BUG:\\|rcu.*stalls' | sed 's/^/warnings /'", "warnings 0\r\n")
+    with pytest.raises(UsageError, match="1 to 3 processors"):
+        domain.set_vcpus(4)
     domain.send(b"poweroff\n")
     assert domain.wait(PATIENCE_S) is ShutdownReason.POWEROFF
 

@@ -33,6 +33,7 @@ from bivisor.xen.errors import XenError
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from bivisor.toolstack.domscreen import DomScreen
     from bivisor.toolstack.xenhost import XenHost
 
 Nodes = Mapping[str, str | int]
@@ -72,6 +73,8 @@ class DomU(Inside, Inspected):
         self.next_config: DomainConfig | None = None
         """What it is made of when it reboots, where that is to be something else than `config`."""
         self._gdb: Server | None = None
+        self._screen: DomScreen | None = None
+        self._screens = threading.Lock()
         self._plugged: list[XenDevice] = []
         self._news = threading.Condition()
         self._said = bytearray()
@@ -111,7 +114,7 @@ class DomU(Inside, Inspected):
         built, host = self._built, self._host
         for disk in self.config.disks:
             if isinstance(built, HvmDomain):
-                plug_in_disk(host, built, disk)
+                plug_in_disk(host, built, disk, self.config.hdtype)
             else:
                 host.disks.attach(self.domid, disk)
         for spec in self.config.vifs:
@@ -120,7 +123,25 @@ class DomU(Inside, Inspected):
                 plug_in_card(host, built, vif)
         if isinstance(built, HvmDomain):
             built.power_on()
+            if self.config.vnc is not None:
+                port = self.screen.port
+                with host.loop.lock:
+                    host.store.write(f"{self.path}/console/vnc-listen", self.config.vnc.listen)
+                    host.store.write(f"{self.path}/console/vnc-port", str(port))
         self.devices_changed()
+
+    @property
+    def screen(self) -> DomScreen:
+        """Its screen, keyboard and mouse. UsageError where it has none."""
+        from bivisor.toolstack.domscreen import DomScreen
+
+        built = self._built
+        if not isinstance(built, HvmDomain) or built.board is None:
+            raise UsageError(f"domain {self.name} has no screen: it is no HVM domain")
+        with self._screens:
+            if self._screen is None:
+                self._screen = DomScreen(built.board, self.name, self.config.vnc)
+            return self._screen
 
     @property
     def target(self) -> Target:
@@ -255,6 +276,8 @@ class DomU(Inside, Inspected):
             self._gdb.ended(int(self.reason or 0))
             self._gdb.close()
         self._inspector.close()
+        if self._screen is not None:
+            self._screen.close()
         host.networks.forget(self.domid)
         host.disks.forget(self.domid)
         with host.loop.lock:
@@ -358,6 +381,16 @@ class DomU(Inside, Inspected):
                 f" {size >> 20} MiB: mem-set it first"
             )
         self._host.control.domains.set_max_mem(self.domid, size // KIB + _SLACK_KIB)
+
+    def set_vcpus(self, count: int) -> None:
+        """Ask its kernel to use `count` processors, the first ones. UsageError for none, and above maxvcpus."""
+        most = self.config.maxvcpus
+        if not 1 <= count <= most:
+            raise UsageError(f"domain {self.name} has 1 to {most} processors (maxvcpus), so not {count}")
+        with self._host.loop.lock:
+            for number in range(most):
+                state = "online" if number < count else "offline"
+                self._host.store.write(f"{self.path}/cpu/{number}/availability", state)
 
     @property
     def counters(self) -> dict[str, int]:

@@ -57,6 +57,8 @@ class PvhGuest:
         self.memory = memory
         self.machine: Machine = engine.create_machine()
         self._timers = Timers(xen.system_time)
+        self._periods: dict[int, Callable[[], None]] = {}
+        """What rings periodically on each processor: changed under Xen's lock."""
         self._gate = threading.Condition()
         self._stopping = self._paused = self._reported = False
         self.sleeps: Callable[[int], bool] = lambda _: False
@@ -169,17 +171,22 @@ class PvhGuest:
 
     def _set_periodic_timer(self, vcpu: int, period: int | None) -> None:
         key = ("periodic", vcpu)
+        self._periods.pop(vcpu, None)
+        self._timers.cancel(key)
         if period is None:
-            self._timers.cancel(key)
             return
         due = self.xen.system_time() + period
 
         def ring() -> None:
             nonlocal due
-            due = max(due + period, self.xen.system_time())  # those that were missed ring once, as in Xen
-            self._timers.set(key, due, ring)
-            self._ring(vcpu)
+            with self.xen.lock:
+                if self._periods.get(vcpu) is not ring:
+                    return
+                due = max(due + period, self.xen.system_time())  # those that were missed ring once, as in Xen
+                self._timers.set(key, due, ring)
+                self.domain.events.raise_virq(abi.Virq.TIMER, vcpu)
 
+        self._periods[vcpu] = ring
         self._timers.set(key, due, ring)
 
     def _ring(self, vcpu: int) -> None:

@@ -88,7 +88,7 @@ ANSWERS: dict[str, Any] = {
         "xenstored": "/s/xenstored.sock",
     },
 }
-QUIET = ("destroy", "pause", "unpause", "rename", "mem_set", "mem_max", "sysrq", "trigger", "config_update")
+QUIET = ("destroy", "pause", "unpause", "rename", "mem_set", "mem_max", "vcpu_set", "sysrq", "trigger", "config_update")
 DEVICES = ("block_attach", "block_detach", "network_attach", "network_detach")
 
 
@@ -215,6 +215,7 @@ def test_names_and_numbers_are_converted(host: Host, capsys: Capture) -> None:
         ("unpause 1", ("unpause", {"domain": "1"})),
         ("rename u1 u2", ("rename", {"domain": "u1", "name": "u2"})),
         ("mem-set u1 200", ("mem_set", {"domain": "u1", "size": 200 << 20})),
+        ("vcpu-set u1 2", ("vcpu_set", {"domain": "u1", "count": 2})),
         ("mem-set u1 2048k", ("mem_set", {"domain": "u1", "size": 2 << 20})),
         ("mem-max u1 1G", ("mem_max", {"domain": "u1", "size": 1 << 30})),
         ("sysrq u1 h", ("sysrq", {"domain": "u1", "letter": "h"})),

@@ -25,6 +25,7 @@ _COMMANDS = {
     "console": ("console", "Attach to a domain's console."),
     "mem-set": ("memory", "Set the memory that a domain is to come to."),
     "mem-max": ("memory", "Set the memory that a domain can have at most."),
+    "vcpu-set": ("vcpus", "Set how many processors a domain is to use."),
     "block-attach": ("devices", "Give a domain another disk."),
     "block-detach": ("devices", "Take a disk from a domain."),
     "block-list": ("devices", "List a domain's disks."),
@@ -40,7 +41,7 @@ _ELSEWHERE = {
         ("pci-attach", "pci-detach", "pci-list", "pci-assignable-add", "usbdev-attach"), "there is no pass-through"
     ),
     **dict.fromkeys(("cd-insert", "cd-eject", "vncviewer", "button-press"), "it is for HVM domains"),
-    **dict.fromkeys(("vcpu-set", "vcpu-pin", "sched-credit", "sched-credit2", "cpupool-list"), "there is no scheduler"),
+    **dict.fromkeys(("vcpu-pin", "sched-credit", "sched-credit2", "cpupool-list"), "there is no scheduler"),
 }
 
 

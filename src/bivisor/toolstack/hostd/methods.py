@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import threading
@@ -209,6 +210,11 @@ class Methods:
         del peer
         self._find(domain).set_memory_limit(size)
 
+    def vcpu_set(self, peer: Peer, domain: str, count: int) -> None:
+        """How many processors its kernel is to use."""
+        del peer
+        self._find(domain).set_vcpus(count)
+
     def sysrq(self, peer: Peer, domain: str, letter: str) -> None:
         """A magic SysRq key."""
         del peer
@@ -283,3 +289,26 @@ class Methods:
                 ConsoleStream(self._host.loop, feed, end, typed)
 
         peer.take = take
+
+    def screen(self, peer: Peer, domain: str) -> None:
+        """The connection carries the RFB protocol from now on: the domain's screen, keyboard and mouse."""
+        screen = self._find(domain).screen
+
+        def take(end: socket.socket, _: bytes) -> None:
+            screen.adopt(end)
+
+        peer.take = take
+
+    def screenshot(self, peer: Peer, domain: str) -> str:
+        """A picture of its screen: a PNG file, in base64."""
+        del peer
+        return base64.b64encode(self._find(domain).screen.png()).decode()
+
+    def keys(self, peer: Peer, domain: str, words: list[str], text: bool = False) -> None:
+        """Press chords, or with `text` type the words as a line."""
+        del peer
+        screen = self._find(domain).screen
+        if text:
+            screen.type(" ".join(words) + "\n")
+        else:
+            screen.press(words)
