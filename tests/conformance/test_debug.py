@@ -86,3 +86,23 @@ def test_a_breakpoint_that_was_away_for_a_while_stops_again(guest: Guest, emulat
     assert isinstance(stop, Debug)
     assert stop.pc == CODE
     assert guest.vcpu.get_regs().rax & 0xFF == 1
+
+
+def test_a_breakpoint_that_the_host_led_the_guest_away_from_stops_the_next_time(
+    guest: Guest, emulated_processor: Lacking
+) -> None:
+    emulated_processor("VMRUN does not arm the breakpoints of DR7")
+    guest.load(
+        """
+        ff c0   ; inc eax
+        eb fc   ; jmp back
+        """
+    )
+    guest.vcpu.set_debug(GuestDebug(addresses=(CODE,)))
+    guest.run()
+    regs = guest.vcpu.get_regs()
+    regs.rip = CODE + 2
+    guest.vcpu.set_regs(regs)
+    stop = guest.run()
+    assert isinstance(stop, Debug)
+    assert (stop.pc, guest.vcpu.get_regs().rax & 0xFF) == (CODE, 0)

@@ -345,6 +345,7 @@ class SoftVcpu:
         else:
             self.callbacks.forget_replay()
             state.set_regs(self.cpu, regs)
+            self.callbacks.set_breakpoints(self.callbacks.breakpoints, self._linear_rip())
 
     def get_sregs(self) -> Sregs:
         """See `Vcpu.get_sregs`."""
