@@ -264,8 +264,22 @@ CLASSES: dict[Kind, type[Event]] = {
 """The class of each kind."""
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "bool": (bool,),
+    "str": (str,),
+    "list[int]": (list,),
+    "dict[str, int]": (dict,),
+    "int | None": (int, type(None)),
+}
+
+
 def from_dict(said: dict[str, Any]) -> Event:
     """What `to_dict` made. KeyError, ValueError or TypeError where it did not."""
     words = dict(said)
     words.pop("name", None)
-    return CLASSES[Kind(words.pop("kind"))](**words)
+    class_ = CLASSES[Kind(words.pop("kind"))]
+    for each in fields(class_):
+        if each.name in words and not isinstance(words[each.name], _TYPES.get(str(each.type), (object,))):
+            raise TypeError(f"{each.name} is {words[each.name]!r}")
+    return class_(**words)

@@ -144,6 +144,8 @@ class Recorded:
     def _event(self, number: int, line: str) -> Event | None:
         try:
             said = json.loads(line)
+            if not isinstance(said, dict):
+                raise ValueError
             if "names" in said:
                 self.names |= {int(domid): str(name) for domid, name in said["names"].items()}
             elif "kind" in said:
