@@ -36,6 +36,7 @@ def test_two_rows_are_run_counted_and_explained(tmp_path: Path, capsys: pytest.C
     assert asked.events[TO_BACKEND] > most and asked.events[TO_GUEST] > most
     programs = pv.counts("programs")
     assert programs is not None and programs.hypercalls["mmu_update"] > 100 * PROGRAMS
+    assert programs.hypercalls["mmuext_op.new_baseptr"] >= PROGRAMS  # the native path is off while somebody listens
     sent = pv.counts(SEND)
     assert sent is not None and sent.grants["copy"] > 1000
     assert "Xen PV" in page.read_text()

@@ -18,11 +18,15 @@ _MASK = (1 << 64) - 1
 _SIGN = 1 << 63
 
 
-def watch_hypercalls(call: Call, table: Mapping[int, Function]) -> Site:
-    """Tell the hypervisor's events of the hypercalls of this processor, which are those of `table`."""
+def watch_hypercalls(
+    call: Call, table: Mapping[int, Function], changed: Callable[[bool], None] = lambda _: None
+) -> Site:
+    """Tell the hypervisor's events of the hypercalls of this processor, which are those of `table`. `changed` hears
+    whether anybody listens, from any thread."""
 
     def install(probe: Probe | None) -> None:
         call.watched = None if probe is None else _Watched(call, table, probe).functions
+        changed(probe is not None)
 
     return call.hypervisor.events.site(Kind.HYPERCALL, install, call.domain.domid)
 

@@ -43,10 +43,14 @@ class PvThread(VcpuThread):
         self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)
         self._lock = guest.xen.lock
         self._online = domain.online
-        self._sites.append(watch_hypercalls(self._pv_call, TABLE))
+        self._sites.append(watch_hypercalls(self._pv_call, TABLE, self._seen))
         self._calls = 0
         self.counts = dict.fromkeys(TABLE, 0)
         """How often each hypercall came here."""
+
+    def _seen(self, watched: bool) -> None:
+        """While somebody listens to hypercalls, none is carried out where it could not be told of."""
+        self.machine.cpu.native(b"" if watched else CODE, self.machine.fast.address)
 
     def hypercalls(self) -> dict[int, int]:
         """How often each was made, but for iret, which is made without the hypervisor."""
