@@ -21,6 +21,8 @@ from bivisor.abi.xen import blkif
 from bivisor.abi.xen.ring import RSP_PROD
 from bivisor.dom0.xenbus.backend import RingBackend
 
+pytestmark = pytest.mark.guest
+
 LAYOUT = blkif.PROTOCOLS["x86_64-abi"]
 SECTORS = 2048
 
