@@ -31,7 +31,7 @@ _MIB = 1 << 20
 LABEL = "BIVISOR"
 DRIVERS = (
     "ata_piix", "ahci", "sd_mod", "sr_mod", "virtio_pci", "virtio_blk", "virtio_net", "xen-blkfront", "xen-netfront",
-    "e1000", "af_packet", "crc32c_generic", "ext4",
+    "e1000", "af_packet", "crc32c_generic", "ext4", "button",
 )  # fmt: skip
 _SECTOR = 512
 _MBR_CODE, _DRIVE_CHECK = 446, 0x66
