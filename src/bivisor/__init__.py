@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bivisor.toolstack.agent import CommandFailed, Result
     from bivisor.toolstack.api import CompletedRun, Guest, run
     from bivisor.toolstack.domu import DomU
+    from bivisor.toolstack.faults import Answer, Corrupt, Delay, Deny, Drop, Injection
     from bivisor.toolstack.guests import KvmGuest, kvm_guest
     from bivisor.toolstack.inspect import Breakpoint, Hit
     from bivisor.toolstack.xenhost import XenHost, xen_host
@@ -34,11 +35,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "BivisorError",
     "Breakpoint",
     "CommandFailed",
     "CompletedRun",
+    "Corrupt",
+    "Delay",
+    "Deny",
     "DomU",
+    "Drop",
     "End",
     "EngineError",
     "Guest",
@@ -46,6 +52,7 @@ __all__ = [
     "Hit",
     "HostError",
     "ImageError",
+    "Injection",
     "KvmGuest",
     "Outcome",
     "Result",
@@ -65,6 +72,7 @@ _PLACES = {
     **dict.fromkeys(("CompletedRun", "Guest", "run"), "bivisor.toolstack.api"),
     **dict.fromkeys(("CommandFailed", "Result"), "bivisor.toolstack.agent"),
     **dict.fromkeys(("KvmGuest", "kvm_guest"), "bivisor.toolstack.guests"),
+    **dict.fromkeys(("Answer", "Corrupt", "Delay", "Deny", "Drop", "Injection"), "bivisor.toolstack.faults"),
     **dict.fromkeys(("Breakpoint", "Hit"), "bivisor.toolstack.inspect"),
     **dict.fromkeys(("XenHost", "xen_host"), "bivisor.toolstack.xenhost"),
     "DomU": "bivisor.toolstack.domu",

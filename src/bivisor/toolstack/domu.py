@@ -14,12 +14,14 @@ from bivisor.boot.cache import Cache, uncached
 from bivisor.debug.server import Server
 from bivisor.debug.target import Target
 from bivisor.dom0.console import Console
+from bivisor.events import Event, Events
 from bivisor.errors import GuestTimeout, UsageError
 from bivisor.events import Life
 from bivisor.events.probe import now
 from bivisor.toolstack import domnodes, xendevices
 from bivisor.toolstack.agent import Agent
 from bivisor.toolstack.builders import build
+from bivisor.toolstack.faults import Eventful
 from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.gdb import serve
 from bivisor.toolstack.hvm import HvmDomain
@@ -43,7 +45,7 @@ _SLACK_KIB = 1024
 """What a domain may have beyond its target, as libxl grants it (LIBXL_MAXMEM_CONSTANT)."""
 
 
-class DomU(Inside, Inspected):
+class DomU(Inside, Inspected, Eventful):
     """A domain. `path` is its directory in the store; `feed` what it says; `config` what it is made of.
 
     Made by `XenHost.create`; `with` destroys it. With `records` all that it says is kept for `wait_for` and `output`.
@@ -159,6 +161,14 @@ class DomU(Inside, Inspected):
         if self._gdb is None:
             raise UsageError(f"domain {self.name} was created without gdb")
         return self._gdb.port
+
+    @property
+    def events(self) -> Events:
+        """See `Eventful.events`: those of its host."""
+        return self._host.events
+
+    def _concerns(self, event: Event) -> bool:
+        return self.domid in (event.domain, getattr(event, "granter", -1))
 
     def plug(
         self,

@@ -7,6 +7,7 @@ from typing import Self, Unpack
 
 from bivisor.boot.cache import PayloadCache
 from bivisor.debug.target import Target
+from bivisor.events import Events
 from bivisor.host.memstream import MemoryStream
 from bivisor.image import quiet
 from bivisor.image.place import default_root
@@ -14,13 +15,14 @@ from bivisor.kvm import VirtualMachine
 from bivisor.platform.virtio.console import Port, VirtioConsole
 from bivisor.toolstack.agent import SCRIPT, Agent
 from bivisor.toolstack.api import Attach, Guest, Options
+from bivisor.toolstack.faults import Eventful
 from bivisor.toolstack.inside import Inside
 from bivisor.toolstack.inspect import Inspected, Inspector
 from bivisor.toolstack.launch import launch, payload
 from bivisor.toolstack.session import PORT_NAMES, drain
 
 
-class KvmGuest(Inside, Inspected, Guest):
+class KvmGuest(Inside, Inspected, Eventful, Guest):
     """A guest of the hosted architecture, with a shell on its console and an agent that runs commands.
 
     `with` boots it and gives everything back. `vm` is the machine itself. An initramfs of one's own has no agent: then
@@ -53,6 +55,11 @@ class KvmGuest(Inside, Inspected, Guest):
     ) -> None:
         super().__exit__(kind, error, trace)
         self._inspector.close()
+
+    @property
+    def events(self) -> Events:
+        """See `Eventful.events`."""
+        return self.vm.events
 
     def words(self) -> str:
         """See `Session.words`."""

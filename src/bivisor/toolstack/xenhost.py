@@ -21,12 +21,14 @@ from bivisor.dom0.control import Control
 from bivisor.dom0.xenbus.service import Driver, Service
 from bivisor.dom0.xenstore.client import StoreClient
 from bivisor.errors import UsageError
+from bivisor.events import Events
 from bivisor.host.loop import EventLoop
 from bivisor.image import ProgressFactory, default_guest, quiet
 from bivisor.image.place import default_root
 from bivisor.toolstack import domnodes
 from bivisor.toolstack.agent import SCRIPT
 from bivisor.toolstack.domu import DomU
+from bivisor.toolstack.faults import Eventful
 from bivisor.toolstack.feed import Feed
 from bivisor.toolstack.options import parse_memory
 from bivisor.toolstack.xenblk import Disks
@@ -42,7 +44,7 @@ _SETTLE_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-class XenHost:
+class XenHost(Eventful):
     """Hypervisor and Dom0. `with` closes it, and with it every domain. `engine` is one, or "auto", "kvm" or "soft".
 
     `events` is the stream of what happens in it (docs/events.md).
@@ -56,7 +58,6 @@ class XenHost:
         self.began = time.time()
         self.loop = EventLoop(self._failed)
         self.xen = Xen()
-        self.events = self.xen.events
         self.xen.physical.khz = self.engine.tsc_khz
         self.control = Control(self.xen, self.loop)
         version = self.control.version()
@@ -79,6 +80,11 @@ class XenHost:
             self.channels = Channels(self.control, self.store)
             self._exceptions = self.control.bind_virq(Virq.DOM_EXC, self._look_for_ends)
         self.loop.start()
+
+    @property
+    def events(self) -> Events:
+        """See `Eventful.events`: those of all its domains."""
+        return self.xen.events
 
     def _failed(self, error: BaseException) -> None:
         self.error = error
