@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bivisor.errors import UsageError
 from bivisor.toolstack.xlconfig import Action, DomainConfig, read_config
 from bivisor.toolstack.xlconfig.syntax import parse
+from bivisor.toolstack.xlconfig.vnc import VncConfig
 
 MIB = 1 << 20
 SAMPLE = """
@@ -232,3 +233,28 @@ def test_a_configuration_survives_json(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match="not the configuration of a domain"):
             DomainConfig.from_json(wrong)
+
+
+def test_the_keys_of_a_screen_say_where_vnc_clients_find_it() -> None:
+    def vnc(*keys: str) -> VncConfig | None:
+        return read_config(None, ["name=h", "type=hvm", *keys]).config.vnc
+
+    assert vnc() is None
+    assert vnc("vnc=0", "vncdisplay=5") is None
+    assert vnc("vnc=1") == VncConfig("127.0.0.1", 0, True, "")
+    assert vnc("vnc=1", "vnclisten='0.0.0.0:3'", "vncpasswd='geheim'", "vncunused=0") == VncConfig(
+        "0.0.0.0", 3, False, "geheim"
+    )
+    assert vnc("vnc=1", "vnclisten='[::1]:2'") == VncConfig("::1", 2)
+    assert vnc("vnc=1", "vnclisten='::1'", "vncdisplay=4") == VncConfig("::1", 4)
+    config = read_config(None, ["name=h", "type=hvm", "vnc=1"]).config
+    assert DomainConfig.from_json(config.to_json()) == config
+    for keys, words in (
+        (("vnc=1", "vnclisten='0.0.0.0'"), "add vncpasswd"),
+        (("vnc=1", "vncpasswd='123456789'"), "at most 8"),
+        (("vnc=1", "vnclisten='127.0.0.1:1'", "vncdisplay=1"), "names a display, too"),
+        (("vnc=2",), "neither 0 nor 1"),
+        (("vnc=1", "vncdisplay=x"), "no number from 0"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            vnc(*keys)

@@ -304,11 +304,11 @@ class Methods:
         del peer
         return base64.b64encode(self._find(domain).screen.png()).decode()
 
-    def keys(self, peer: Peer, domain: str, words: list[str], text: bool = False) -> None:
+    def keys(self, peer: Peer, domain: str, words: Iterable[str], text: bool = False) -> None:
         """Press chords, or with `text` type the words as a line."""
         del peer
         screen = self._find(domain).screen
         if text:
             screen.type(" ".join(words) + "\n")
         else:
-            screen.press(words)
+            screen.press([*words])

@@ -12,6 +12,7 @@ from typing import Any
 from bivisor.errors import UsageError
 from bivisor.toolstack.xlconfig.disk import DiskSpec
 from bivisor.toolstack.xlconfig.vif import VifSpec
+from bivisor.toolstack.xlconfig.vnc import VncConfig
 
 MIB = 1 << 20
 NAME_MAX = 255
@@ -59,8 +60,12 @@ class DomainConfig:
     uuid: str = ""
     boot: str = "c"
     """Of an HVM domain: what its firmware tries, in order: c hard disk, d CD-ROM, n network, a floppy."""
+    hdtype: str = "ide"
+    """Of an HVM domain: the controller of its emulated disks, "ide" or "ahci"."""
     serial: str = "pty"
     """Of an HVM domain: what its COM1 is, "pty" (its console) or "none"."""
+    vnc: VncConfig | None = None
+    """Of an HVM domain: where VNC clients find its screen, if anywhere."""
     disks: tuple[DiskSpec, ...] = ()
     vifs: tuple[VifSpec, ...] = ()
     on_poweroff: Action = Action.DESTROY
@@ -118,7 +123,7 @@ def _to_json(value: Any) -> Any:
             return str(value)
         case Action():
             return value.value
-        case DiskSpec() | VifSpec():
+        case DiskSpec() | VifSpec() | VncConfig():
             return value.to_json()
         case tuple():
             return [_to_json(part) for part in value]
@@ -134,6 +139,7 @@ _READERS: dict[str, Any] = {
     "kernel": _path,
     "ramdisk": _path,
     "disks": lambda parts: tuple(DiskSpec.from_json(part) for part in parts),
+    "vnc": lambda words: None if words is None else VncConfig(**words),
     "vifs": lambda parts: tuple(VifSpec.from_json(part) for part in parts),
     **dict.fromkeys(("on_poweroff", "on_reboot", "on_crash", "on_watchdog"), Action),
 }

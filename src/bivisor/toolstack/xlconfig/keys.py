@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bivisor.errors import UsageError
+from bivisor.toolstack.xlconfig import vnc
 from bivisor.toolstack.xlconfig.config import MIB, Action, DomainConfig, check_name
 from bivisor.toolstack.xlconfig.disk import DiskSpec
 from bivisor.toolstack.xlconfig.syntax import ConfigError, Value, number, parse
@@ -83,12 +84,21 @@ def config_of(keys: dict[str, Value], folder: Path) -> Parsed:
             warnings.append("cmdline is given, so root and extra are ignored")
     else:
         fields["cmdline"] = " ".join(filter(None, (_root(keys), _text(keys["extra"]) if "extra" in keys else "")))
+    fields["vnc"] = _vnc(keys)
     config = _absolute(DomainConfig(**fields), folder)
     try:
         return Parsed(config.completed(), tuple(warnings))
     except UsageError as error:
         source = keys["name"].place.source
         raise UsageError(f"{source}: {error}") from None
+
+
+def _vnc(keys: dict[str, Value]) -> vnc.VncConfig | None:
+    given = {key: value for key, value in keys.items() if key in vnc.KEYS}
+    try:
+        return vnc.VncConfig.of({key: _text(value) for key, value in given.items()})
+    except UsageError as error:
+        raise next(iter(given.values())).place.error(str(error)) from None
 
 
 def _read(key: str, value: Value, reader: Callable[[Value], Any]) -> Any:
@@ -197,6 +207,13 @@ def _serial(value: Value) -> str:
     return text
 
 
+def _hdtype(value: Value) -> str:
+    text = _text(value)
+    if text not in ("ide", "ahci"):
+        raise value.place.error(f'{text!r} is neither "ide" nor "ahci"')
+    return text
+
+
 def _choice(*allowed: str) -> Callable[[Value], None]:
     """For keys of HVM domains with one way to be here."""
 
@@ -244,6 +261,7 @@ _READERS: dict[str, tuple[str, Callable[[Value], Any]]] = {
     "uuid": ("uuid", _uuid),
     "boot": ("boot", _boot),
     "serial": ("serial", _serial),
+    "hdtype": ("hdtype", _hdtype),
     "disk": ("disks", _list_of(DiskSpec.parse)),
     "vif": ("vifs", _list_of(VifSpec.parse)),
     "on_poweroff": ("on_poweroff", _action),
@@ -266,9 +284,8 @@ _CHECKED: dict[str, Callable[[Value], None]] = {
     "videoram": _choice("16"),
     "localtime": _choice("0"),
     "sdl": _choice("0"),
-    "vnc": _choice("0", "1"),
     "usb": _choice("0"),
     "viridian": _choice("0"),
 }
 """Keys that stock configurations of HVM domains have, of which nothing has to be kept."""
-_ALSO = frozenset({"builder", "root", "extra", *_CHECKED})
+_ALSO = frozenset({"builder", "root", "extra", *vnc.KEYS, *_CHECKED})

@@ -4,7 +4,6 @@ _HVM = "HVM domains have nothing of the kind here"
 _REASONS: dict[str, str] = {
     "acpi_firmware altp2m device_model_override firmware_override": _HVM,
     "keymap nestedhvm soundhw spice stubdomain_memory timer_mode usbdevice": _HVM,
-    "vncdisplay vnclisten vncpasswd": "a screen is served by the host's own pages and sockets",
     "bootloader bootloader_args e820_host pvshim vfb vkb": "it is for PV domains, which are not there yet",
     "dtdev iomem ioports irqs passthrough pci rdm usbctrl usbdev": "Bivisor hands no devices of the host to domains",
     "cap cpu_weight cpus cpus_soft nodes pool vnuma": "the host's own scheduler places processors",
