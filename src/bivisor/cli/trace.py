@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -52,6 +53,7 @@ def command(
     from bivisor.toolstack.tracing.show import show
     from bivisor.toolstack.tracing.wanted import Wanted
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as with Ctrl-C a file is finished
     if source is not None and (target is not None or duration is not None):
         raise UsageError("--from takes events from a file: there is nothing to attach to, and nothing that lasts")
     if as_json and perfetto is not None:
