@@ -32,7 +32,8 @@ class Ring3Guest(PvGuest):
     frames_type = Ring3Frames
     machine_type = Ring3Machine
     private: h.Hidden  # type: ignore[assignment]
-    _native: bool | None = None
+    native: bool | None = None
+    """Whether SYSCALL leads to CPL 0, as the architecture has it; None before a processor was asked."""
 
     def _make_private(self, frames: int, vcpus: int) -> h.Hidden:  # type: ignore[override]
         hidden = h.Hidden(frames, vcpus)
@@ -56,12 +57,12 @@ class Ring3Guest(PvGuest):
         block.set_root(machine.root << 12)
         block.set_user_root(machine.user_root << 12)
         sregs = self._sregs(vcpu, block, machine.root)
-        if self._native is None:
+        if self.native is None:
             vcpu.set_sregs(sregs)
-            self._native = self._syscall_leads_to_cpl0(vcpu)
+            self.native = self._syscall_leads_to_cpl0(vcpu)
         vcpu.set_sregs(sregs)
-        lstar = block.linear + h.NATIVE * PAGE if self._native else h.GATE
-        vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: _FMASK if self._native else 0})
+        lstar = block.linear + h.NATIVE * PAGE if self.native else h.GATE
+        vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: _FMASK if self.native else 0})
         regs.rflags = regs.rflags & _ARITHMETIC | Rflags.IF | Rflags.FIXED
         vcpu.set_regs(regs)
 

@@ -91,13 +91,17 @@ class Ring3Machine(PvMachine):
         super().new_user_root(mfn)
         self.private.set_user_root(mfn << 12)
 
+    def collect(self) -> None:
+        """What was done to page tables is for this processor to repeat. With the lock under which it was done."""
+        stores = self.pages.stores
+        if stores:
+            self.private.stores.update(stores)
+            stores.clear()
+
     def settle(self) -> None:
         """Before the guest goes on: have the stub do what hypercalls did to page tables."""
-        stores, block = self.pages.stores, self.private
-        if stores:
-            block.stores.update(stores)
-            stores.clear()
-        elif not (self.cpu.flush or block.stores):
+        block = self.private
+        if not (self.cpu.flush or block.stores):
             return
         if len(block.stores) > MOST_STORES:
             self.forget_all()
@@ -158,6 +162,8 @@ class Ring3Cpu:
         self._frame = block.frame
         self.trap_registers = TrapRegisters(live, block)
         self.registers: MutableSequence[int] = self.trap_registers
+        self.hold: Callable[[], None] = lambda: None
+        """Have the guest leave this processor, if the caller is another one's thread."""
         self.flush = False
         """Whether translations have to be forgotten before the guest goes on."""
 
@@ -195,12 +201,13 @@ class Ring3Cpu:
         self.flush = True
 
     def flush_tlb(self) -> None:
-        """Before the guest goes on."""
+        """Before the guest goes on. Where another processor asks, the guest has left this one when this returns."""
         self.flush = True
+        self.hold()
 
     def flush_page(self, linear: int) -> None:
-        """Before the guest goes on, with all others."""
-        self.flush = True
+        """As `flush_tlb`."""
+        self.flush_tlb()
 
     def set_base(self, segment: str, base: int) -> None:
         """See `Supervised.set_base`."""

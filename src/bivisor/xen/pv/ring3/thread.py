@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from bivisor.abi.x86 import Msr, Rflags, Vector
+from bivisor.abi.x86 import Cr4, Msr, Vector
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, ShutdownReason
 from bivisor.cpu.contract import Vcpu
@@ -44,11 +44,14 @@ _CODE_SIZE: Final = 2 * PAGE
 _BASES: Final = (Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE)
 _BS: Final = 1 << 14
 _DR6: Final = 6
+_GLANCE_S: Final = 0.00005
 _CR2: Final = 16  # in struct vcpu_info
 
 
 class Ring3Thread(VcpuThread):
     """See `VcpuThread`."""
+
+    _guest: Ring3Guest
 
     def __init__(self, guest: Ring3Guest, domain: Domain, vcpu: Vcpu, machine: Ring3Machine) -> None:
         super().__init__(guest, domain, vcpu)
@@ -57,6 +60,7 @@ class Ring3Thread(VcpuThread):
         live = self._live = vcpu.live()  # type: ignore[attr-defined]
         self._registers: memoryview = live.words
         machine.cpu = Ring3Cpu(vcpu, live, self._block)
+        machine.cpu.hold = self.hold
         machine.read_msr, machine.write_msr = self._read_msr, self._write_msr
         machine.forget_all = guest.forget_page_tables
         for port, exit_ in ((CALL_PORT, CALL), (TRAP_PORT, TRAP), (CRASH_PORT, CRASH)):
@@ -95,15 +99,17 @@ class Ring3Thread(VcpuThread):
             self.counts[number] += 1
             try:
                 with self._lock:
-                    result = function(self._pv_call, regs[5], regs[4], regs[3], regs[10], regs[8])
+                    try:
+                        result = function(self._pv_call, regs[5], regs[4], regs[3], regs[10], regs[8])
+                    finally:
+                        self.machine.collect()
             except XenError as error:
                 result = -error.errno
             except Preempted as more:
                 result = self._go_on(number, more)
         else:
             result = -Errno.ENOSYS
-        with self._lock:
-            self.machine.settle()
+        self.machine.settle()
         regs[0] = result & _MASK
         self._live.changed()
         self._calls += 1
@@ -117,7 +123,10 @@ class Ring3Thread(VcpuThread):
                 return -Errno.EINTR
             try:
                 with self._lock:
-                    return step(self._pv_call, number, more.arguments)
+                    try:
+                        return step(self._pv_call, number, more.arguments)
+                    finally:
+                        self.machine.collect()
             except Preempted as again:
                 more = again
 
@@ -144,8 +153,7 @@ class Ring3Thread(VcpuThread):
             return
         self.machine.cpu.trap_registers.has_error = not at_first or vector == Vector.PF
         block.bounce(not (self._kernel(vector) if block.in_kernel else self._program(vector)))
-        with self._lock:
-            self.machine.settle()
+        self.machine.settle()
 
     def _failed_return(self) -> None:
         """IRETQ itself faulted: the frame that it took is where it was, and the exception is that of whom it names."""
@@ -160,6 +168,7 @@ class Ring3Thread(VcpuThread):
                 case Vector.PF:
                     address = machine.cpu.fault_address
                     if machine.store_to_table(address):
+                        machine.collect()
                         return True
                     self._info.info[_CR2 : _CR2 + 8] = address.to_bytes(8, "little")
                 case Vector.GP:
@@ -206,8 +215,26 @@ class Ring3Thread(VcpuThread):
         if threading.current_thread() is not self._thread:
             self.vcpu.kick()
 
+    def hold(self) -> None:
+        """Have the guest leave this processor, which forgets translations when it goes on. By another's thread, with
+        the hypervisor's lock. Nothing to do where the kernel does so when the stub changes a page table."""
+        if self._guest.native and threading.current_thread() is not self._thread:
+            while self.inside and not self.handling:
+                self.vcpu.kick()
+                time.sleep(_GLANCE_S)
+
+    def _forget(self) -> None:
+        """A change of CR4 makes KVM_SET_SREGS forget translations."""
+        self.machine.cpu.flush = False
+        sregs = self.vcpu.get_sregs()
+        for cr4 in (sregs.cr4 ^ Cr4.TSD, sregs.cr4):
+            sregs.cr4 = cr4
+            self.vcpu.set_sregs(sregs)
+
     def before_entry(self) -> None:
         """Interrupt the guest if it has an event to see."""
+        if self.machine.cpu.flush and self._guest.native:
+            self._forget()
         info = self._info.info
         if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
             view = self.vcpu.kernel_view  # type: ignore[attr-defined]
@@ -222,6 +249,3 @@ class Ring3Thread(VcpuThread):
         if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
             self.vcpu.interrupt(UPCALL_VECTOR)
         return True
-
-
-FLAGS_AT_START: Final = int(Rflags.IF | Rflags.FIXED)
