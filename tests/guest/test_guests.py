@@ -78,9 +78,7 @@ def test_a_kvm_guest(engine: str, guest: Guest, tmp_path: Path) -> None:
             look_inside(kvm, guest.release)
         kvm.load_module("null_blk", "nr_devices=2")
         assert kvm.run("ls /sys/block").text.split().count("nullb1") == 1
-        with kvm.inject(
-            "exit", Answer(0x42), names="Mmio", when=lambda exit_: at(exit_) == 0xFED8_0000, times=1
-        ) as fault:
+        with kvm.inject("exit", Answer(0x42), names="Mmio", when=is_ours, times=1) as fault:
             assert kvm.run("devmem 0xFED80000 8; devmem 0xFED80000 8").text.split() == ["0x42", "0xFF"]
         assert (fault.seen, fault.done) == (2, 1)
         kvm.wait_for("# ")
