@@ -71,6 +71,11 @@ def test_ide_and_ahci_read_and_write_256_mib(pc: Pc, directory: Path) -> None:
     assert digest(directory / "from-ide") == digest(directory / "data")
     pc.run("dd if=/dev/$(dev AHCI) of=/dev/$(dev IDE) bs=1M conv=fsync")
     assert digest(directory / "from-ahci") == digest(directory / "data")
+    pc.run(f"{DEVICE}; for disk in IDE AHCI; do blkdiscard /dev/$(dev $disk); done")
+    for name in ("from-ide", "from-ahci"):  # what is trimmed is the host's again
+        found = (directory / name).stat()
+        assert found.st_size == SIZE
+        assert found.st_blocks * 512 < MIB
 
 
 def test_the_e1000_carries_pings_and_tcp_both_ways(pc: Pc, directory: Path) -> None:
