@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,3 +99,32 @@ def test_a_disc_boots_behind_a_disk_that_does_not(tmp_path: Path) -> None:
         pc.until(lambda: b"Booting from DVD/CD" in console.log)
 
         pc.until(lambda: b"GNU GRUB  version" in screen_of(vm))
+
+
+COUNTS_ITS_STARTS = bytes.fromhex(
+    "31c0 8ed8 8ec0"  # ds = es = 0
+    "bb007e b80102 b90200 30f6 cd13"  # read the second sector to 0000:7e00
+    "fe06007e b80103 cd13"  # one more, and write it back
+    "803e007e03 7307"  # less than three:
+    "b0fe e664 f4 ebfd"  # reset by the keyboard controller
+    "a0007e e6f4 ebfe"  # otherwise end with that status
+)
+
+
+def test_what_a_pc_wrote_with_snapshot_outlives_its_resets_and_not_the_run(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(COUNTS_ITS_STARTS.ljust(510, b"\0") + b"\x55\xaa" + bytes(2 << 20))  # some cylinders
+    before = disk.read_bytes()
+    words = ["run", "--machine", "pc", "--engine", "soft", "--memory", "16", "--snapshot", "--vnc", "auto"]
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "bivisor", *words, "--disk", str(disk)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 3, done
+        assert done.stderr.startswith("bivisor: VNC at 127.0.0.1:")
+        assert disk.read_bytes() == before
