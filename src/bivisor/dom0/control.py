@@ -191,9 +191,14 @@ class Control:
             self._scheduled = True
             self.loop.call_soon(self._drain)
 
-    def _run_now(self) -> None:
+    def _run_now(self, wake: Callable[[], None]) -> None:
         """See `Domain.run_now`: Dom0's processor is whatever thread has the loop's lock."""
         with self.loop.lock:
+            scheduled, self._scheduled = self._scheduled, True  # it is taken here, so the loop need not wake for it
+            try:
+                wake()
+            finally:
+                self._scheduled = scheduled
             self._drain()
 
     def _drain(self) -> None:

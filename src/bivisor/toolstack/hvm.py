@@ -18,6 +18,7 @@ from bivisor.host.falloc import punch_hole
 from bivisor.host.threads import sleeps
 from bivisor.image.firmware import seabios
 from bivisor.memory import GuestMemory
+from bivisor.platform.ide import AtaDisk
 from bivisor.platform.ide.drive import Drive
 from bivisor.platform.virtio.net import NetBackend
 from bivisor.toolstack import hvmloader
@@ -100,6 +101,12 @@ class HvmDomain(PvhDomain):
         assert self.board is not None
         with self.control.loop.lock:
             self.board.add_drive(drive, place, close)
+
+    def add_sata_disk(self, disk: AtaDisk, close: Callable[[], None]) -> None:
+        """Plug a disk into an AHCI controller; `close` as above."""
+        assert self.board is not None
+        with self.control.loop.lock:
+            self.board.add_sata_disk(disk, close)
 
     def add_nic(self, wire: NetBackend, mac: str, close: Callable[[], None]) -> None:
         """Plug in an emulated network card, which holds what `close` gives back."""

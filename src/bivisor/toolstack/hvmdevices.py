@@ -35,16 +35,20 @@ def ide_place(spec: DiskSpec) -> int | None:
     return None
 
 
-def plug_in_disk(host: XenHost, built: HvmDomain, spec: DiskSpec) -> None:
-    """A disk of the domain: its drive, and its PV device. UsageError, ImageError, HostError."""
+def plug_in_disk(host: XenHost, built: HvmDomain, spec: DiskSpec, hdtype: str) -> None:
+    """A disk of the domain: its drive, which is of `hdtype`, and its PV device. UsageError, ImageError, HostError."""
     place = ide_place(spec)
     if place is None:
         host.disks.attach(built.domid, spec)
         return
     image = SharedImage(open_params(spec.params, spec.read_only or spec.cdrom))
     try:
-        drive = CdRom(image) if spec.cdrom else AtaDisk(image, serial=f"BV{place + 1:05}")
-        built.add_drive(drive, place, image.close)
+        if spec.cdrom:
+            built.add_drive(CdRom(image), place, image.close)
+        elif hdtype == "ahci":
+            built.add_sata_disk(AtaDisk(image, serial=f"BV{place + 1:05}"), image.close)
+        else:
+            built.add_drive(AtaDisk(image, serial=f"BV{place + 1:05}"), place, image.close)
     except BaseException:
         image.close()
         raise

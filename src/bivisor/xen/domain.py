@@ -147,9 +147,10 @@ class Domain:
         self.quiesce: Callable[[], None] | None = None
         """Returns once each processor has been between two instructions since it was called. Only for an engine that
         carries out a guest's locked instructions in several steps; called with the hypervisor's lock held."""
-        self.run_now: Callable[[], None] = lambda: None
-        """Called by a processor of another domain that can do nothing before this one has done something: if what runs
-        this domain can use the calling thread, it does, as Xen's scheduler would give it the processor."""
+        self.run_now: Callable[[Callable[[], None]], None] = lambda wake: wake()
+        """Called by a processor of another domain that can do nothing before this one has done something, with what
+        wakes this one: if what runs this domain can use the calling thread, it does, as Xen's scheduler would give it
+        the processor."""
         self.hvm: HvmState | None = None
         """What an HVM domain has beside a PVH domain."""
         self.set_periodic_timer: Callable[[int, int | None], None] = lambda _, __: None

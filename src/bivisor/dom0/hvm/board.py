@@ -21,6 +21,7 @@ from bivisor.dom0.hvm.memory import ForeignMemory, ForeignWindows
 from bivisor.dom0.hvm.model import IoreqClient
 from bivisor.dom0.hvm.unplug import PORT, PORTS, PlatformDevice, Unplug, UnplugPorts
 from bivisor.platform import acpi_pm, i8237, reset, serial
+from bivisor.platform.ahci import Ahci
 from bivisor.platform.bus import mmio_bus, port_bus
 from bivisor.platform.e1000 import E1000
 from bivisor.platform.events import Event, PowerOff
@@ -71,6 +72,7 @@ class HvmBoard:
         self.ports, self.mmio = port_bus(), mmio_bus()
         self._pins: dict[tuple[int, int], int] = {}
         self._nics: list[E1000] = []
+        self._ahci: Ahci | None = None
         self._held: dict[object, Callable[[], None]] = {}
 
         def line(irq: int) -> Callable[[bool], None]:
@@ -123,6 +125,14 @@ class HvmBoard:
         self.ide.add_drive(drive, place)
         self._held[drive] = close
 
+    def add_sata_disk(self, disk: AtaDisk, close: Callable[[], None]) -> None:
+        """Plug a disk into an AHCI controller, which comes with the first; `close` as above."""
+        if self._ahci is None:
+            self._ahci = Ahci(self.memory)
+            self.pci.add(self._ahci)
+        self._ahci.add_drive(disk)
+        self._held[disk] = close
+
     def add_nic(self, wire: NetBackend, mac: str, close: Callable[[], None]) -> None:
         """Plug in a network card; `close` as above."""
         card = E1000(self.memory, wire, mac)
@@ -162,6 +172,12 @@ class HvmBoard:
 
     def _unplug(self, what: Unplug) -> None:
         """The guest's PV drivers take over: CD-ROM drives stay, as in QEMU."""
+        if what & Unplug.IDE_DISKS and self._ahci is not None:
+            disks = [port.drive for port in self._ahci.ports if port.drive is not None]
+            self.pci.remove(self._ahci)
+            self._ahci = None
+            for disk in disks:
+                self._held.pop(disk)()
         if what & (Unplug.IDE_DISKS | Unplug.AUX_IDE_DISKS):
             first = 0 if what & Unplug.IDE_DISKS else 1
             for number, channel in enumerate(self.ide.channels):
@@ -174,7 +190,7 @@ class HvmBoard:
                 self.pci.remove(card)
                 self._held.pop(card)()
             self._nics.clear()
-        self._options.say(f"unplugged {what!s} for drivers of product {self.unplug.product}".encode())
+        self._options.say(f"unplugged {what.name} for drivers of product {self.unplug.product}".encode())
 
     def close(self) -> None:
         """Take no more accesses, and give everything back."""

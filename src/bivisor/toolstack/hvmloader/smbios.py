@@ -62,7 +62,7 @@ def build(facts: Facts, address: int) -> tuple[bytes, bytes]:
 def _bios(facts: Facts) -> bytes:
     major, _, rest = facts.xen.partition(".")
     minor = rest.partition(".")[0]
-    body = struct.pack("<BBHBBQ2sBBBB", 1, 2, 0xE800, 3, 0, 0x80080, b"\x01\x04", int(major), int(minor), 255, 255)
+    body = struct.pack("<BBHBBQ2sBBBB", 1, 2, 0xE800, 3, 0, 0x80080, b"\0\x04", int(major), int(minor), 255, 255)
     return _structure(0, 0, body, "Xen", facts.xen, _DATE)
 
 

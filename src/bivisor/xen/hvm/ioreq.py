@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bivisor.abi.xen import dm_op as dm
@@ -91,12 +92,14 @@ class Ioreqs:
         self._answered.clear()
         port = server.port(self._vcpu)
         abi.IOREQ.pack_into(page, at, address, data, count, size, port, 0, flags | abi.STATE_IOREQ_READY, kind)
-        with self._xen.lock:
-            server.domain.events.send_from_xen(port)
-        server.emulator.run_now()
+        server.emulator.run_now(partial(self._wake, server, port))
         self._wait(page, at + abi.FLAGS_AT)
         page[at + abi.FLAGS_AT] = abi.STATE_IOREQ_NONE
         return int(_U64.unpack_from(page, at + abi.DATA_AT)[0]) & (1 << 8 * size) - 1
+
+    def _wake(self, server: IoreqServer, port: int) -> None:
+        with self._xen.lock:
+            server.domain.events.send_from_xen(port)
 
     def _wait(self, page: memoryview, flags_at: int) -> None:
         while True:
