@@ -109,9 +109,7 @@ class Agent:
         with self._one:
             if self._lost:
                 raise GuestTimeout(f"{self._name} does not answer: an earlier command never came to its end")
-            if not self._ready:
-                self._line(deadline, "start its agent")
-                self._ready = True
+            self._get_ready(deadline)
             words = command.encode() + b"\n"
             # The agent kills what takes too long, so that the next command finds it free.
             seconds = max(1, round(deadline - time.monotonic() + 0.5))
@@ -120,6 +118,16 @@ class Agent:
         if check and result.status != 0:
             raise CommandFailed(command, result)
         return result
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until it takes commands. GuestTimeout."""
+        with self._one:
+            self._get_ready(time.monotonic() + timeout)
+
+    def _get_ready(self, deadline: float) -> None:
+        if not self._ready:
+            self._line(deadline, "start its agent")
+            self._ready = True
 
     def _answer(self, command: str, deadline: float, timeout: float) -> Result:
         what = f"finish {command!r}"

@@ -25,12 +25,14 @@ from bivisor.toolstack.session import PORT_NAMES, drain
 class KvmGuest(Inside, Inspected, Eventful, Guest):
     """A guest of the hosted architecture, with a shell on its console and an agent that runs commands.
 
-    `with` boots it and gives everything back. `vm` is the machine itself. An initramfs of one's own has no agent: then
-    `run` and what works by it are UsageError, and everything else works.
+    `with` boots it, waits until it takes commands, and gives everything back at the end; a `paused` one does not run
+    before `start()`, and nothing is waited for. `vm` is the machine itself. An initramfs of one's own has no agent:
+    then `run` and what works by it are UsageError, and everything else works.
     """
 
-    def __init__(self, *, attach: Attach | None = None, **options: Unpack[Options]) -> None:
+    def __init__(self, *, attach: Attach | None = None, paused: bool = False, **options: Unpack[Options]) -> None:
         super().__init__(attach=attach, **options)
+        self._paused = paused
         self._ports: tuple[Port, ...] = ()
         self.command: str | None = None
 
@@ -44,7 +46,11 @@ class KvmGuest(Inside, Inspected, Eventful, Guest):
             vm = self.vm
             target = Target(vm.vcpus, vm.memory, vm.control, vm.engine.name)
             self._inspector = Inspector(target, self.kernel, PayloadCache(default_root() / "kernels"))
+            if self._paused:
+                vm.control.hold()
             vm.start()
+            if self._agent is not None and not self._paused:
+                self.wait_until_up()
         except BaseException:
             self.vm.close()
             raise
@@ -55,6 +61,10 @@ class KvmGuest(Inside, Inspected, Eventful, Guest):
     ) -> None:
         super().__exit__(kind, error, trace)
         self._inspector.close()
+
+    def start(self) -> None:
+        """Let a guest that was made `paused` run."""
+        self.vm.control.resume()
 
     @property
     def events(self) -> Events:
@@ -84,9 +94,9 @@ class KvmGuest(Inside, Inspected, Eventful, Guest):
         drain(vm, (self._port,))
 
 
-def kvm_guest(*, attach: Attach | None = None, **options: Unpack[Options]) -> KvmGuest:
+def kvm_guest(*, attach: Attach | None = None, paused: bool = False, **options: Unpack[Options]) -> KvmGuest:
     """A guest of the hosted architecture, to be used with `with`; without `kernel`, the default guest.
 
     `attach(vm)` plugs in devices of one's own. For the options see `RunOptions.of`.
     """
-    return KvmGuest(attach=attach, **options)
+    return KvmGuest(attach=attach, paused=paused, **options)

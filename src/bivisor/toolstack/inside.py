@@ -12,7 +12,9 @@ from bivisor.image.modules import Module, ModuleTree, decompress, parse
 from bivisor.image.prepare import find_modules, release_of
 from bivisor.toolstack.agent import Agent, Result, quoted
 
+BOOT_S = 120.0
 _COPY_S = 120.0
+_NO_AGENT = "this guest was started without an agent, so it runs no commands (agent=True)"
 
 
 class Inside:
@@ -22,6 +24,12 @@ class Inside:
     """The file of its kernel, where it has one."""
     _agent: Agent | None = None
 
+    def wait_until_up(self, timeout: float = BOOT_S) -> None:
+        """Wait until it takes commands. GuestTimeout."""
+        if self._agent is None:
+            raise UsageError(_NO_AGENT)
+        self._agent.wait_ready(timeout)
+
     def run(self, command: str, *, input: bytes | str = b"", timeout: float = 60.0, check: bool = False) -> Result:
         """Run `command` in the guest's shell, with `input` as its standard input, and wait for it.
 
@@ -29,7 +37,7 @@ class Inside:
         for a status other than 0. One command runs at a time.
         """
         if self._agent is None:
-            raise UsageError("this guest was started without an agent, so it runs no commands (agent=True)")
+            raise UsageError(_NO_AGENT)
         data = input.encode() if isinstance(input, str) else input
         return self._agent.run(command, input=data, timeout=timeout, check=check)
 

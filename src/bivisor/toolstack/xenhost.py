@@ -127,7 +127,8 @@ class XenHost(Eventful):
 
         `memory` is in MiB, or a text with a unit ("2G"); `disks` and `vifs` are as in xl.cfg(5). When the domain
         has shut down it is kept until it is destroyed. gdb may attach at `gdb`, [HOST:]PORT[,wait]. With `agent` it
-        runs commands (`DomU.run`); its initramfs has to be one of ours then. UsageError, ImageError, HostError.
+        runs commands (`DomU.run`), which is waited for; its initramfs has to be one of ours then. UsageError,
+        ImageError, HostError.
         """
         keep, here = Action.PRESERVE, Path.cwd()
         config = DomainConfig(
@@ -149,7 +150,14 @@ class XenHost(Eventful):
         feed = Feed()
         if console is not None:
             feed.listen(console)
-        return self.create_from(config, feed=feed, cache=cache, paused=paused, agent=agent)
+        domain = self.create_from(config, feed=feed, cache=cache, paused=paused, agent=agent)
+        if agent and not paused and "wait" not in gdb:
+            try:
+                domain.wait_until_up()
+            except BaseException:
+                domain.destroy()
+                raise
+        return domain
 
     def create_from(
         self,
