@@ -6,7 +6,7 @@ The operations themselves are in `grant_ops.py` and `grant_table.py`; here is wh
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bivisor.abi.xen import grant_table as abi
@@ -172,7 +172,7 @@ def _cache_flush(call: Call, cmd: int, uop: int, count: int) -> int:
     return 0
 
 
-def _array(layout: struct.Struct, status_at: int, operation: Operation, *, one: bool = False) -> _Command:
+def array_of(layout: struct.Struct, status_at: int, operation: Operation, *, one: bool = False) -> Command:
     """The command that does `operation` for each structure of an array, or, if `one`, of exactly one."""
     size = layout.size
     put_status = abi.STATUS.pack_into
@@ -204,20 +204,21 @@ def _array(layout: struct.Struct, status_at: int, operation: Operation, *, one: 
     return command
 
 
-_Command = Callable[[Call, int, int, int], int]
+Command = Callable[[Call, int, int, int], int]
+"""(call, command, address of the structures, their number)."""
 
-_COMMANDS: dict[int, _Command] = {
-    GrantTableOp.MAP_GRANT_REF: _array(abi.MAP_GRANT_REF, 18, _map),
-    GrantTableOp.UNMAP_GRANT_REF: _array(abi.UNMAP_GRANT_REF, 20, _unmap),
-    GrantTableOp.SETUP_TABLE: _array(abi.SETUP_TABLE, 8, _setup_table, one=True),
-    GrantTableOp.TRANSFER: _array(abi.TRANSFER, 16, _transfer),
-    GrantTableOp.COPY: _array(abi.COPY, 36, _copy),
-    GrantTableOp.QUERY_SIZE: _array(abi.QUERY_SIZE, 12, _query_size, one=True),
-    GrantTableOp.UNMAP_AND_REPLACE: _array(abi.UNMAP_AND_REPLACE, 20, _unmap_and_replace),
+COMMANDS: dict[int, Command] = {
+    GrantTableOp.MAP_GRANT_REF: array_of(abi.MAP_GRANT_REF, 18, _map),
+    GrantTableOp.UNMAP_GRANT_REF: array_of(abi.UNMAP_GRANT_REF, 20, _unmap),
+    GrantTableOp.SETUP_TABLE: array_of(abi.SETUP_TABLE, 8, _setup_table, one=True),
+    GrantTableOp.TRANSFER: array_of(abi.TRANSFER, 16, _transfer),
+    GrantTableOp.COPY: array_of(abi.COPY, 36, _copy),
+    GrantTableOp.QUERY_SIZE: array_of(abi.QUERY_SIZE, 12, _query_size, one=True),
+    GrantTableOp.UNMAP_AND_REPLACE: array_of(abi.UNMAP_AND_REPLACE, 20, _unmap_and_replace),
     GrantTableOp.SET_VERSION: _set_version,
-    GrantTableOp.GET_STATUS_FRAMES: _array(abi.GET_STATUS_FRAMES, 6, _get_status_frames, one=True),
+    GrantTableOp.GET_STATUS_FRAMES: array_of(abi.GET_STATUS_FRAMES, 6, _get_status_frames, one=True),
     GrantTableOp.GET_VERSION: _get_version,
-    GrantTableOp.SWAP_GRANT_REF: _array(abi.SWAP_GRANT_REF, 8, _swap_grant_ref),
+    GrantTableOp.SWAP_GRANT_REF: array_of(abi.SWAP_GRANT_REF, 8, _swap_grant_ref),
     GrantTableOp.CACHE_FLUSH: _cache_flush,
 }
 """GNTTABOP_dump_table is not among them: it does not exist in Xen 4.17 either."""
@@ -237,9 +238,11 @@ _HVM_COMMANDS = frozenset(
 """What a domain with paging of its own may ask: the others are about page tables, or about pages of the machine."""
 
 
-def grant_table_op(call: Call, cmd: int, uop: int, count: int, *_: int) -> int:
+def grant_table_op(
+    call: Call, cmd: int, uop: int, count: int, *_: int, commands: Mapping[int, Command] = COMMANDS
+) -> int:
     """HYPERVISOR_grant_table_op(cmd, uop, count). XenError(ENOSYS, EINVAL, EFAULT)."""
-    command = _COMMANDS.get(cmd & 0xFFFF_FFFF)
+    command = commands.get(cmd & 0xFFFF_FFFF)
     if command is None or (call.domain.is_hvm and cmd & 0xFFFF_FFFF not in _HVM_COMMANDS):
         raise XenError(Errno.ENOSYS)
     count &= 0xFFFF_FFFF

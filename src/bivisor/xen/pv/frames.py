@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _STATUS_FRAMES: Final = 100
 """Of each kind of grant frame, at most."""
+_GRANTS_AFTER: Final = 512
+"""From its shared_info on, where grants of others begin."""
+MAX_MAPPED: Final = 14 * 512
+"""Grants of others that it can have mapped at a time: the windows of `xen/physmap.py` have no more."""
 
 
 class Processors(Protocol):
@@ -50,6 +54,10 @@ class Frames:
         self.extra: set[int] = {shared}
         """Frames of the hypervisor's that it shares with the guest: shared_info, grant tables."""
         self.machines: list[PvMachine] = []
+        self._numbers: list[int] = []
+        self._next_number = shared + _GRANTS_AFTER
+        self.by_entry: dict[int, bool] = {}
+        """Where a grant is mapped: whether an entry was named for it, and not an address."""
         words = domain.memory.ram.view.cast("Q")
         self.pages = self.pages_type(words, domain.absent, self.extra.__contains__, private.slots, self.flush)
 
@@ -83,6 +91,20 @@ class Frames:
         self.pages.kind[mfn] = NONE
         self.private.m2p[mfn] = pfn
         return mfn
+
+    def take_number(self) -> int | None:
+        """A frame number at which a grant can appear; None where there are too many."""
+        if self._numbers:
+            return self._numbers.pop()
+        if self._next_number >= self.shared + _GRANTS_AFTER + MAX_MAPPED:
+            return None
+        self._next_number += 1
+        return self._next_number - 1
+
+    def give_number_back(self, mfn: int) -> None:
+        """Nothing is there any more."""
+        self.by_entry.pop(mfn, None)
+        self._numbers.append(mfn)
 
     def share_grants(self, count: int, *, status: bool) -> None:
         """Give the first `count` frames of the grant table, or of its status, numbers that the guest can map."""

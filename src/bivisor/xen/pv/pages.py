@@ -222,6 +222,13 @@ class Pages:
         if old & _PRESENT_WRITABLE == _PRESENT_WRITABLE:
             self._put_l1(old)
 
+    def put_foreign(self, index: int, entry: int) -> None:
+        """A level-1 entry with a frame that the guest cannot name: what `xen/pv/grants.py` puts there."""
+        old = self.words[index]
+        self.words[index] = entry
+        if old & _PRESENT_WRITABLE == _PRESENT_WRITABLE:
+            self._put_l1(old)
+
     def _set_upper(self, index: int, new: int, kind: int) -> None:
         slot = index & 511
         if kind == L4:
@@ -275,6 +282,8 @@ class Pages:
 
     def l1_index(self, root: int, va: int) -> int | None:
         """Where the level-1 entry of `va` is under the table `root`, as an index of words; None where there is none."""
+        if va >> 47 not in _CANONICAL:
+            return None
         words = self.words
         entry = words[root << 9 | va >> 39 & 511]
         if not entry & _P or entry & _ADDRESS >= _BEYOND:  # the hypervisor's own part lies beyond all memory
@@ -289,8 +298,6 @@ class Pages:
 
     def translate(self, root: int, va: int) -> int | None:
         """The machine address of `va`, in the guest's own part of the address space."""
-        if va >> 47 not in _CANONICAL:
-            return None
         index = self.l1_index(root, va)
         if index is None:
             return None

@@ -13,11 +13,12 @@ from bivisor.abi.xen.grant_table import GrantTableOp
 from bivisor.abi.xen.xen import MULTICALL_ENTRY, Feature, Hypercall, MemoryOp, VersionOp
 from bivisor.xen.call import Preempted
 from bivisor.xen.errors import XenError
-from bivisor.xen.hypercalls.grant_table import grant_table_op
+from bivisor.xen.hypercalls.grant_table import COMMANDS, array_of, grant_table_op
 from bivisor.xen.hypercalls.memory import memory_op
 from bivisor.xen.hypercalls.version import xen_version
 from bivisor.xen.pv import cpu_ops, mmu
 from bivisor.xen.pv.call import PvCall
+from bivisor.xen.pv.grants import map_grant, unmap_and_replace, unmap_grant
 from bivisor.xen.pv.vcpus import pv_vcpu_op
 from bivisor.xen.table import TABLE as COMMON
 
@@ -28,6 +29,11 @@ _FEATURES = (
     | 1 << Feature.PAE_PGDIR_ABOVE_4GB
     | 1 << Feature.MEMORY_OP_VNODE_SUPPORTED
 )
+_GRANTS = COMMANDS | {
+    GrantTableOp.MAP_GRANT_REF: array_of(grants.MAP_GRANT_REF, 18, map_grant),
+    GrantTableOp.UNMAP_GRANT_REF: array_of(grants.UNMAP_GRANT_REF, 20, unmap_grant),
+    GrantTableOp.UNMAP_AND_REPLACE: array_of(grants.UNMAP_AND_REPLACE, 20, unmap_and_replace),
+}
 _MASK = (1 << 64) - 1
 _BATCH = 64
 _ARGUMENTS = struct.Struct("<6Q")
@@ -54,7 +60,7 @@ def _grant_table_op(call: PvCall, cmd: int, arg: int, count: int, *_: int) -> in
     elif count and cmd == GrantTableOp.GET_STATUS_FRAMES:
         frames, domid, _, _ = grants.GET_STATUS_FRAMES.unpack(call.read(arg, grants.GET_STATUS_FRAMES.size))
         _share(call, domid, frames, status=True)
-    return grant_table_op(call, cmd, arg, count)
+    return grant_table_op(call, cmd, arg, count, commands=_GRANTS)
 
 
 def _share(call: PvCall, domid: int, frames: int, *, status: bool) -> None:
