@@ -169,8 +169,12 @@ class RunOptions:
             raise UsageError(f"{cpus} processors: a machine has at least one")
         if machine not in MACHINES:
             raise UsageError(f"machine {machine!r}: it is {' or '.join(MACHINES)}")
+        discs = list(cdroms)
+        for name, value in (("vnc", vnc), ("control", control), ("cdrom", discs)):
+            if value and machine != "pc":
+                raise UsageError(f"--{name}: a machine that is handed a kernel has nothing of the kind (--machine pc)")
         drives = [disk if isinstance(disk, DiskOption) else DiskOption.parse(str(disk)) for disk in disks]
-        drives += [DiskOption(Path(disc), interface="cdrom") for disc in cdroms]
+        drives += [DiskOption(Path(disc), interface="cdrom") for disc in discs]
         if snapshot:
             drives = [replace(drive, throw_away=True) for drive in drives]
         return cls(

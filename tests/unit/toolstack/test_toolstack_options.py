@@ -89,9 +89,16 @@ def test_a_disk_says_how_its_image_is_opened() -> None:
     assert plain.how == HowToOpen()
     assert all_of_it.how == HowToOpen("vpc", True, True, "s 1")
     assert DiskOption.parse("a.iso,if=cdrom,force-share").how == HowToOpen(read_only=True, force_share=True)
-    options = RunOptions.of(disks=["a.img", "b.img,ro"], cdroms=["c.iso"], snapshot=True)
+    options = RunOptions.of(machine="pc", disks=["a.img", "b.img,ro"], cdroms=["c.iso"], snapshot=True)
     assert [disk.throw_away for disk in options.disks] == [True] * 3
     assert [disk.interface for disk in options.disks] == ["", "", "cdrom"]
     for text, words in (("a,format=cow", "none of raw"), ("a,snapshot=x", "takes no value")):
         with pytest.raises(UsageError, match=words):
             DiskOption.parse(text)
+
+
+def test_a_screen_and_a_disc_are_for_a_pc() -> None:
+    for words in ({"vnc": "1"}, {"control": "socket"}, {"cdroms": ["c.iso"]}):
+        with pytest.raises(UsageError, match="--machine pc"):
+            RunOptions.of(**words)
+        RunOptions.of(machine="pc", **words)
