@@ -55,6 +55,12 @@ class Pc:
         self.until(lambda: b"end\r\n" in self.console.text[start:])
         return bytes(self.console.text[start:]).decode().replace("\r", "")
 
+    def screen(self) -> list[str]:
+        """The lines of the text screen down to the last that has something."""
+        with self.vm.loop.lock:
+            lines = self.vm.board.vga.text()
+        return lines[: max((number for number, line in enumerate(lines, 1) if line), default=0)]
+
     def keys(self, *words: str) -> None:
         with self.vm.loop.lock:
             press(self.vm.board.ps2.keyboard, words)

@@ -1,14 +1,20 @@
-"""A disk image boots as on a PC: SeaBIOS, GRUB, Linux to a login prompt; and memtest86+, which is no Linux."""
+"""A disk image boots as on a PC: SeaBIOS, GRUB, Linux to a login prompt; memtest86+ and GNU Mach."""
 
 from __future__ import annotations
 
+import gzip
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bivisor.image.disk import build_disk
+from bivisor.errors import HostError
+from bivisor.image.cache import Cache
+from bivisor.image.disk import PARTITION, build_disk
+from bivisor.image.firmware import package_files
 from bivisor.image.progress import quiet
 from bivisor.kvm import End
 from bivisor.kvm.vm import MIB
@@ -79,7 +85,38 @@ def test_memtest_runs_from_the_same_image(image: Path) -> None:
             return frame.width == 720 and frame.pixels.count(BLUE) > 100_000
 
         pc.until(is_blue)
+        pc.until(lambda: any("Memtest86+" in line for line in pc.screen()))
         assert vm.memory.size == 32 * MIB
+
+
+def test_gnu_mach_finds_the_machine_and_says_so_on_the_screen(image: Path, tmp_path: Path) -> None:
+    """Debian's package of a kernel that is not Linux; without servers it ends where it would start them."""
+    try:
+        files = package_files(Cache(), ("gnumach-image-1.8-486",), r"boot/gnumach.*", quiet)
+    except HostError as error:
+        pytest.skip(f"the distribution has no GNU Mach: {error}")
+    (packed,) = (files / "boot").iterdir()
+    kernel, disk = tmp_path / "gnumach", tmp_path / "disk.img"
+    kernel.write_bytes(gzip.decompress(packed.read_bytes()))
+    shutil.copyfile(image, disk)
+    debugfs = shutil.which("debugfs", path="/usr/sbin:/sbin:/usr/bin") or "debugfs"
+    command = [debugfs, "-w", "-R", f"write {kernel} /boot/gnumach", f"{disk}?offset={PARTITION}"]
+    subprocess.run(command, check=True, capture_output=True)
+    vm, console = boot(f"{disk},if=ide", memory=64)
+    with vm:
+        pc = Pc(vm, console)
+        vm.start()
+        pc.says(b"executed automatically")
+        pc.keys("c")
+        for words in ("multiboot /boot/gnumach", "boot"):
+            pc.until(lambda: pc.screen()[-1:] == ["grub>"])
+            pc.sent(f"{words}\n")
+        pc.until(lambda: "No bootstrap code loaded" in "".join(pc.screen()))
+        said = "\n".join(pc.screen())
+    assert "GNU Mach 1.8" in said
+    assert "biosmem: 000000000000100000:000000000003fff000, available" in said
+    assert "com0: at atbus0, port = 3f8" in said
+    assert f"RTC time is {time.gmtime().tm_year}-" in said
 
 
 def test_the_boot_menu_is_reached_from_an_ide_disk_and_powers_off(image: Path) -> None:

@@ -176,6 +176,7 @@ def test_text_is_shown_as_memory_and_survives_the_loading_of_a_font() -> None:
         assert (frame.width, frame.height) == (720, 400)
         assert frame.pixels[:9] == bytes((7,)) * 8 + bytes((0,))
         assert frame.pixels[9:18] == bytes(9)
+        assert made.board.vga.text()[0] == "A"
 
 
 def test_planes_are_written_through_latches_and_masks() -> None:

@@ -15,7 +15,7 @@ from bivisor.platform.vga.dispi import Dispi
 from bivisor.platform.vga.frame import Frame
 from bivisor.platform.vga.planes import Planes
 from bivisor.platform.vga.registers import VgaRegisters
-from bivisor.platform.vga.render import render
+from bivisor.platform.vga.render import characters, render
 from bivisor.platform.windows import Windows
 
 MEMORY_SIZE = 16 << 20
@@ -57,6 +57,11 @@ class VgaCard(PciFunction):
         """What is on the screen."""
         text = self._text.view if self.text_is_apart else None
         return render(self.registers, self.dispi, self._view, text)
+
+    def text(self) -> list[str]:
+        """The lines of a text screen; none where it shows pixels, or nothing."""
+        apart = self._text.view if self.text_is_apart else None
+        return characters(self.registers, self.dispi, self._view, apart)
 
     @property
     def text_is_apart(self) -> bool:

@@ -13,7 +13,7 @@ from bivisor.platform.vga.dispi import Dispi
 from bivisor.platform.vga.frame import Frame
 from bivisor.platform.vga.registers import VgaRegisters
 
-_WIDTH_MAX, _HEIGHT_MAX = 1600, 1200
+_WIDTH_MAX, _HEIGHT_MAX, _COLUMNS_MAX = 1600, 1200, 200
 _BLACK = bytes(768)
 
 
@@ -28,6 +28,19 @@ def render(registers: VgaRegisters, dispi: Dispi, memory: memoryview, text: memo
     if registers.gfx[5] & 0x40:
         return _256_colours(registers, memory)
     return _planar(registers, memory)
+
+
+def characters(registers: VgaRegisters, dispi: Dispi, memory: memoryview, text: memoryview | None) -> list[str]:
+    """The lines of a text screen, in code page 437; none where there are pixels, or nothing."""
+    if dispi.enabled or not registers.attr_source or registers.gfx[6] & 1:
+        return []
+    columns, lines = _size(registers)
+    columns = min(columns, _COLUMNS_MAX)
+    pitch = 2 * registers.crtc[0x13] or columns
+    cells = _characters(memory, text)[::2]
+    starts = (_start(registers) + row * pitch for row in range(max(1, lines // ((registers.crtc[9] & 0x1F) + 1))))
+    rows = (bytes(cells[(start + column) % len(cells)] for column in range(columns)) for start in starts)
+    return [row.decode("cp437").rstrip("\0 ") for row in rows]
 
 
 def palette_of(registers: VgaRegisters) -> bytes:
@@ -64,7 +77,7 @@ def _attribute_palette(registers: VgaRegisters) -> bytes:
 
 def _text(registers: VgaRegisters, memory: memoryview, text: memoryview | None) -> Frame:
     columns, lines = _size(registers)
-    columns = min(columns, 200)
+    columns = min(columns, _COLUMNS_MAX)
     cell = (registers.crtc[9] & 0x1F) + 1
     rows = max(1, lines // cell)
     wide = 8 if registers.seq[1] & 1 else 9
