@@ -26,13 +26,16 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 def lock(fd: int, *, writing: bool) -> bool:
     """Lock the image `fd` for a reader, or for the one writer. False where somebody is in the way. OSError.
 
-    A file system without locks is nobody's fault: True."""
+    A file system without locks is nobody's fault: True. Where it is False, nothing is held."""
     uses = (CONSISTENT_READ, WRITE, WRITE_UNCHANGED) if writing else (CONSISTENT_READ,)
     forbids = (WRITE, RESIZE)
     held = [_USES + use for use in uses] + [_FORBIDS + use for use in forbids]
     looked_at = [_FORBIDS + use for use in uses] + [_USES + use for use in forbids]
     try:
-        return all(_take(fd, byte) for byte in held) and all(_is_free(fd, byte) for byte in looked_at)
+        if all(_take(fd, byte) for byte in held) and all(_is_free(fd, byte) for byte in looked_at):
+            return True
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+        return False
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return True

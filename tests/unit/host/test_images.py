@@ -218,8 +218,10 @@ def test_qemu_and_a_raw_disk_heed_each_others_locks(tmp_path: Path, qemu_img: Qe
         QemuImage(path, "raw")
     with Disk(path, read_only=True), pytest.raises(HostError, match="another machine"):
         QemuImage(path, "raw")
-    with QemuImage(path, "raw"), pytest.raises(HostError, match="qemu-nbd"):
-        Disk(path, read_only=True)
+    with QemuImage(path, "raw") as other:
+        for read_only in (False, True):
+            with pytest.raises(HostError, match=rf"is using it: process {other.pid} \(qemu-nbd\)$"):
+                Disk(path, read_only=read_only)
     with QemuImage(path, "raw", read_only=True), Disk(path, read_only=True):
         pass
 
