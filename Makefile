@@ -1,12 +1,14 @@
 # make setup   the virtual environment, with the program as .venv/bin/bivisor
 # make demo    setup, then Linux: a shell on a terminal, one command elsewhere
 # make docs    the site of the documentation in dist/site
+# make fuzz    break the device models, for MINUTES=10
 # make test    setup, lint, and the tests (those of the reference machine are for .ci/run)
 
 BIN := .venv/bin
-SOURCES := src tests $(wildcard bench)
+SOURCES := src tests fuzz $(wildcard bench)
+MINUTES := 10
 
-.PHONY: setup demo test lint format docs bench clean
+.PHONY: setup demo test lint format docs bench fuzz clean
 
 setup: .venv/ready ; @:
 
@@ -38,6 +40,10 @@ docs: setup
 bench: setup
 	$(BIN)/python bench/boot.py
 	$(BIN)/python bench/exits.py
+
+fuzz: setup
+	$(BIN)/python -m pip install --quiet 'atheris>=2.3'
+	$(BIN)/python -m fuzz --minutes $(MINUTES)
 
 clean:
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
