@@ -84,7 +84,10 @@ class QemuImage:
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bivisor-disk-"))
             listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            listener.bind(f"{folder}/nbd")
+            try:
+                listener.bind(f"{folder}/nbd")
+            except OSError as error:  # a path that is too long, most likely
+                raise HostError(f"disk {path}: no socket in {folder}: {error} (set TMPDIR)") from None
             listener.listen(_CONNECTIONS)
             errors = stack.enter_context(tempfile.TemporaryFile())
             self._process = self._start(listener, errors.fileno(), format_, snapshot, force_share)

@@ -193,6 +193,14 @@ def test_a_missing_helper_and_a_missing_file_are_told(tmp_path: Path, qcow2: Pat
         open_image(qcow2)
 
 
+def test_a_folder_for_sockets_that_is_too_deep_is_told(qcow2: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with pytest.raises(HostError, match="set TMPDIR"):
+        open_image(qcow2)
+
+
 def test_an_image_has_one_writer_or_many_readers_of_either_program(qcow2: Path) -> None:
     writer = open_image(qcow2)
     assert isinstance(writer, QemuImage)
