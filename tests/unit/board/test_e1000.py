@@ -260,3 +260,22 @@ def test_no_claim_of_another_guest_raises(
 ) -> None:
     packet = NET_HDR.pack(flags, kind, length, size, start, offset, 0) + frame
     assert len(list(frames_of(memoryview(bytearray(packet))))) <= 1 + len(frame) // 48
+
+
+def test_a_large_packet_waits_for_buffers(driver: Driver) -> None:
+    """The ring has seven free buffers, and eleven frames arrive at once."""
+    for at in range(8):
+        driver.made.memory.write(RX + 16 * at, struct.pack("<QQ", BUFFERS + 2048 * at, 0))
+    driver[r.RDT] = 7
+    driver.wire.has_header = True
+    ethernet = bytes.fromhex(MAC.replace(":", "")) + bytes(6) + b"\x08\0"
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 0, 7, 0, 64, 6, 0, bytes(4), bytes(4))
+    tcp = struct.pack(">HHIIBBHHH", 1, 2, 1000, 0, 0x50, 0x19, 512, 0, 0)
+    driver.wire.waiting.append(NET_HDR.pack(1, 1, 54, 1000, 34, 16, 0) + ethernet + ip + tcp + bytes(11_000))
+    assert driver.wire.readable is not None
+    driver.wire.readable()
+    assert (driver[r.RDH], driver[r.ICR] & r.INT_RXT0) == (7, r.INT_RXT0)
+    assert driver.made.memory.read(BUFFERS + 38, 4) == struct.pack(">I", 1000)
+    driver[r.RDT] = 6
+    assert (driver[r.RDH], driver[r.ICR] & r.INT_RXT0) == (3, r.INT_RXT0)
+    assert driver.made.memory.read(BUFFERS + 2048 * 2 + 38, 4) == struct.pack(">I", 1000 + 10_000)

@@ -38,6 +38,7 @@ class E1000(PciFunction):
         self._eeprom = Eeprom(self._mac)
         self._room = memoryview(bytearray(PACKET_MAX + _VIRTIO_HEADER))
         self._outgoing: deque[bytearray] = deque()
+        self._arrived: deque[bytes] = deque()
         self._io_address = 0
         self._readers: dict[int, Callable[[], int]] = {
             r.ICR: self._take_causes,
@@ -87,6 +88,7 @@ class E1000(PciFunction):
         self._packet = bytearray()
         self._sending = False
         self._outgoing.clear()
+        self._arrived.clear()
         self._context = Context()
         self._eeprom.reset()
         self._registers = {
@@ -237,29 +239,48 @@ class E1000(PciFunction):
 
     def _set_receive_tail(self, value: int) -> None:
         self._registers[r.RDT] = value & 0xFFFF
+        if self._arrived and self._registers.get(r.RCTL, 0) & r.RCTL_EN:
+            self._store_arrived()
+            self._drive()
         self._watch()
 
     def _watch(self) -> None:
         _, count, head = self._ring(r.RDBAL)
         ready = self._registers.get(r.RCTL, 0) & r.RCTL_EN and head < count and head != self._registers.get(r.RDT, 0)
+        ready = ready and not self._arrived
         sending = self._sending or self._outgoing
         self._backend.watch(self._receive if ready else None, self._wire_ready if sending else None)
 
     def _receive(self) -> None:
+        """A turn of arriving frames, with one interrupt for all. What a packet becomes waits until all of it has found
+        room: a neighbour that sends 64 KiB at once would have to send them again."""
         for _ in range(TURN):
             _, count, head = self._ring(r.RDBAL)
             if head >= count or head == self._registers.get(r.RDT, 0):
                 break
             length = self._backend.receive([self._room])
+            if length < 0:
+                self._backend.watch(None, None)
             if length <= 0:
-                if length < 0:
-                    self._backend.watch(None, None)
+                self._drive()
                 return
             packet = self._room[:length]
-            for frame in frames_of(packet) if self._backend.has_header else (packet,):
-                if FRAME_MIN <= len(frame) <= FRAME_MAX and self._is_ours(frame):
-                    self._store(frame)
+            frames = frames_of(packet) if self._backend.has_header else (packet,)
+            self._arrived += (
+                bytes(each) for each in frames if FRAME_MIN <= len(each) <= FRAME_MAX and self._is_ours(each)
+            )
+            if not self._store_arrived():
+                break
+        self._drive()
         self._watch()
+
+    def _store_arrived(self) -> bool:
+        """Put what has arrived into the guest's buffers; False where they do not suffice."""
+        while self._arrived:
+            if not self._store(self._arrived[0]):
+                return False
+            self._arrived.popleft()
+        return True
 
     def _is_ours(self, frame: memoryview) -> bool:
         control = self._registers.get(r.RCTL, 0)
@@ -270,17 +291,19 @@ class E1000(PciFunction):
         own = struct.pack("<II", self._registers.get(r.RAL0, 0), self._registers.get(r.RAH0, 0))[:6]
         return bool(control & r.RCTL_UPE) or bytes(frame[:6]) == own
 
-    def _store(self, frame: memoryview) -> None:
-        """Put a frame into the next buffers; one that does not fit into what is there is lost."""
+    def _store(self, frame: bytes) -> bool:
+        """Put a frame into the next buffers; False where it has to wait for more of them."""
         base, count, head = self._ring(r.RDBAL)
         control = self._registers.get(r.RCTL, 0)
         room = _SIZES[control >> 16 & 3] * (16 if control & r.RCTL_BSEX and control >> 16 & 3 else 1)
-        data = bytes(frame).ljust(60, b"\0") + (b"" if control & r.RCTL_SECRC else bytes(4))
+        data = frame.ljust(60, b"\0") + (b"" if control & r.RCTL_SECRC else bytes(4))
         available = (self._registers.get(r.RDT, 0) - head) % count if head < count else 0
         pieces = range(0, len(data), room)
-        if not self.bus_master or len(pieces) > available:
-            self._cause(r.INT_RXO)
-            return
+        if not self.bus_master or len(pieces) >= count:  # there never will be room
+            self._causes |= r.INT_RXO
+            return True
+        if len(pieces) > available:
+            return False
         try:
             for start in pieces:
                 piece = data[start : start + room]
@@ -293,10 +316,11 @@ class E1000(PciFunction):
                 self._memory.written(at, r.DESCRIPTOR)
                 head = (head + 1) % count
         except GuestAddressError:
-            self._cause(r.INT_RXO)
-            return
+            self._causes |= r.INT_RXO
+            return True
         self._registers[r.RDH] = head
-        self._cause(r.INT_RXT0)
+        self._causes |= r.INT_RXT0
+        return True
 
     def close(self) -> None:
         """See `PciFunction.close`; the wire stays its owner's."""
