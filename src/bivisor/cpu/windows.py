@@ -27,6 +27,11 @@ class MachineWindows:
         self._wanted[name] = slot
         self._machine.between_blocks(self._settle)
 
+    def places(self) -> list[tuple[int, int]]:
+        """(address, length) of each window that is somewhere, or is about to be."""
+        slots = {slot for slot in self._wanted.values() if slot is not None} | set(self._mapped.values())
+        return [(slot.gpa, slot.size) for slot in slots]
+
     def _settle(self) -> None:
         if self._closed:
             return

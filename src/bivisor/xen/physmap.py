@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import PAGE_SHIFT
@@ -61,6 +61,8 @@ class Physmap:
         ram_end = max((start + size for start, size in memory.ram_ranges), default=0)
         self._limit = max(_LOW_LIMIT, ram_end + _ABOVE_RAM)
         self._foreign: dict[int, tuple[Slot, int]] = {}
+        self.occupied: Callable[[], Iterable[tuple[int, int]]] = lambda: ()
+        """(address, length) of what is memory of somebody else's there: a device model's frame buffer."""
         self.pages: dict[int, memoryview] = {}
         """The domain's own pages outside RAM, by frame number."""
 
@@ -79,7 +81,7 @@ class Physmap:
         for slot in self._memory.slots:
             if slot.gpa <= gpa < slot.gpa + slot.size:
                 return slot
-        if not 0 <= gpa < self._limit or any(at <= gpa < at + size for at, size in _NEVER):
+        if not 0 <= gpa < self._limit or any(at <= gpa < at + size for at, size in (*_NEVER, *self.occupied())):
             raise XenError(Errno.EINVAL)
         if len(self._windows) >= MAX_WINDOWS:
             raise XenError(Errno.ENOMEM)
@@ -91,7 +93,7 @@ class Physmap:
         start = gpa - gpa % size
         end = start + size
         taken = [(slot.gpa, slot.size) for slot in self._memory.slots]
-        for other, length in (*taken, *_NEVER):
+        for other, length in (*taken, *_NEVER, *self.occupied()):
             if other > gpa:
                 end = min(end, other)
             else:

@@ -231,3 +231,19 @@ def test_smbios_says_what_hvmloader_says() -> None:
     assert kinds[0][2][:2] == [b"Xen", b"4.17.7"]
     assert kinds[1][2][:3] == [b"Xen", b"HVM domU", b"4.17.7"]
     assert kinds[7][2] == [b"DIMM 0"]
+
+
+def test_a_guest_gets_no_pages_where_its_device_model_shows_memory(world: World) -> None:
+    board = world.plug_in_board()
+    domain = world.domain
+    domain.physmap.occupied = lambda: [(slot.gpa, slot.size) for slot in world.windows.shown.values() if slot]
+    board.pci.assign()
+    for place in board.pci.places:
+        board.pci.config_write(0x8000_0000 | place << 8 | reg.COMMAND, 2, 7)
+    frame_buffer = world.windows.shown["frame buffer"]
+    assert frame_buffer is not None and frame_buffer.size == 16 << 20
+    with pytest.raises(XenError, match=Errno.EINVAL.name):
+        domain.frame_for((frame_buffer.gpa >> 12) + 5)
+    domain.frame_for((frame_buffer.gpa >> 12) - 1).release()  # beside it there may be pages
+    windows = [slot for slot in world.memory.slots if slot.gpa > MEMORY]
+    assert windows and all(slot.gpa + slot.size <= frame_buffer.gpa for slot in windows)

@@ -20,6 +20,8 @@ from bivisor.dom0.control import Control
 from bivisor.dom0.hvm.memory import ForeignMemory, ForeignWindows
 from bivisor.dom0.hvm.model import IoreqClient
 from bivisor.dom0.hvm.unplug import PORT, PORTS, PlatformDevice, Unplug, UnplugPorts
+from bivisor.host.loop import Clock
+from bivisor.memory import PAGE, MemoryRegion
 from bivisor.platform import acpi_pm, i8237, reset, serial
 from bivisor.platform.ahci import Ahci
 from bivisor.platform.bus import mmio_bus, port_bus
@@ -32,6 +34,7 @@ from bivisor.platform.ide.drive import Drive
 from bivisor.platform.pci import PciBus
 from bivisor.platform.pci.bus import ADDRESS_PORT, PciConfigPorts
 from bivisor.platform.pci.bus import PORTS as CONFIG_PORTS
+from bivisor.platform.pci.registers import ROM_BAR
 from bivisor.platform.ps2 import Ps2Controller
 from bivisor.platform.ps2.controller import COMMAND_PORT, DATA_PORT, KEYBOARD_IRQ, MOUSE_IRQ
 from bivisor.platform.vga import VgaCard
@@ -91,7 +94,7 @@ class HvmBoard:
             set_pin=self._set_pin,
         )
         self.ide = PiixIde(self.memory, self._set_irq)
-        self.vga = VgaCard(loop, self._windows, options.vga_rom)
+        self.vga = _Vga(loop, self._windows, options.vga_rom)
         self.pci.add(bridges.IsaBridge(_Links(partial(emulation.set_pci_link, domid))), PIIX_SLOT)
         self.pci.add(self.ide, PIIX_SLOT, 1)
         self.pci.add(bridges.PowerManagement(port_bus(), self.pm), PIIX_SLOT, 3)  # its ports are at fixed places here
@@ -200,6 +203,28 @@ class HvmBoard:
             last_first.callback(self.pci.close)
             for device in (self.pm, self.com1, self._windows, self.client):
                 last_first.callback(device.close)
+
+
+class _Vga(VgaCard):
+    """Its expansion ROM is memory as well: firmware copies it, and an ioreq for each word would take longer than all
+    else that it does."""
+
+    def __init__(self, clock: Clock, windows: ForeignWindows, rom: bytes) -> None:
+        super().__init__(clock, windows, rom)
+        self._rom_windows = windows
+        self._rom = MemoryRegion(max(PAGE, self.bars[ROM_BAR].size), "bivisor-vga-rom")
+        self._rom.view[: len(rom)] = rom
+
+    def bar_moved(self, index: int, address: int | None) -> None:
+        """See `PciFunction.bar_moved`."""
+        super().bar_moved(index, address)
+        if index == ROM_BAR:
+            self._rom_windows.show("VGA ROM", address, self._rom, 0, self.bars[ROM_BAR].size, readonly=True)
+
+    def close(self) -> None:
+        """See `PciFunction.close`."""
+        super().close()
+        self._rom.close()
 
 
 class _Links:

@@ -37,9 +37,11 @@ class ForeignWindows:
         self._domid = domid
         self._shown: set[str] = set()
 
-    def show(self, name: str, gpa: int | None, region: MemoryRegion, offset: int, size: int) -> None:
+    def show(
+        self, name: str, gpa: int | None, region: MemoryRegion, offset: int, size: int, *, readonly: bool = False
+    ) -> None:
         """See `Windows.show`."""
-        slot = None if gpa is None or size < PAGE else Slot(gpa, size, region, offset)
+        slot = None if gpa is None or size < PAGE else Slot(gpa, size, region, offset, readonly)
         self._control.show_memory(self._domid, name, slot)
         self._shown.add(name)
 

@@ -52,6 +52,7 @@ class HvmGuest(PvhGuest):
         domain.hvm = HvmState(
             self.servers, self.lines, self.windows, self.machine.signal_msi, self.devices.press_power_button
         )
+        domain.physmap.occupied = self.windows.places
         domain.params[abi.HvmParam.TRIPLE_FAULT_REASON] = abi.ShutdownReason.REBOOT
         chip = self.devices.chip
         if chip is not None:
