@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bivisor.host.keys import Key, keys, no_key
 from bivisor.toolstack.tracing.source import Asker, socket_of
+from bivisor.toolstack.tracing.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -169,6 +170,7 @@ def render(each: Picture) -> RenderableType:
     """The two tables."""
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     domains = Table(box=None, pad_edge=False, title_justify="left", header_style="bold")
     for name in ("id", "domain", "state", "vcpus", "cpu %", "outside %", "exits/s", "hypercalls/s", "events/s"):
@@ -179,7 +181,7 @@ def render(each: Picture) -> RenderableType:
         numbers = (row.exits, row.hypercalls, row.events, row.interrupts, row.requests, row.bytes / 1024)
         domains.add_row(
             str(row.domid),
-            row.name,
+            Text(printable(row.name)),
             row.state,
             str(row.vcpus),
             f"{100 * row.cpu:.1f}",
@@ -191,5 +193,6 @@ def render(each: Picture) -> RenderableType:
         places.add_column(name, justify="right" if name[:1] in ("a", "µ", "%") else "left", no_wrap=True)
     for place in each.places:
         rate, took, share = f"{place.rate:,.1f}", f"{place.each:,.1f}", f"{100 * place.share:.2f}"
-        places.add_row(place.domain, place.kind, place.name, rate, took, share)
+        names = (Text(printable(name)) for name in (place.domain, place.kind, place.name))
+        places.add_row(*names, rate, took, share)
     return Group(f"engine {each.engine}, {each.seconds:.1f} s; q quits", "", domains, "", places)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from bivisor.cpu.exits import Direction, Exit, Hlt, Hypercall, Interrupted, Mmio, PortIo, RdMsr, WrMsr
@@ -19,7 +22,13 @@ class Machine:
 
     def __init__(self) -> None:
         self.seen: list[Exit] = []
-        self.plain = {PortIo: self._io, Mmio: self._mmio, RdMsr: self._rdmsr, WrMsr: self._seen, Hypercall: self._call}
+        self.plain: dict[type[Any], Callable[[Any], bool]] = {
+            PortIo: self._io,
+            Mmio: self._mmio,
+            RdMsr: self._rdmsr,
+            WrMsr: self._seen,
+            Hypercall: self._call,
+        }
         self.table = ExitTable(self.plain, lambda exit_: "COM1" if isinstance(exit_, PortIo) else "")
         self.events = Events()
         self.sites = self.table.watch(self.events, 3, 1)

@@ -138,9 +138,12 @@ def test_a_ring_keeps_the_newest_and_counts_the_others(limit: int, turns: list[t
 
 def test_events_of_many_threads_are_all_kept_or_counted() -> None:
     ring = Subscription(100)
-    threads = [
-        threading.Thread(target=lambda: [ring.put(Life(0, 0, -1, 0, "x")) for _ in range(2000)]) for _ in range(4)
-    ]
+
+    def put() -> None:
+        for _ in range(2000):
+            ring.put(Life(0, 0, -1, 0, "x"))
+
+    threads = [threading.Thread(target=put) for _ in range(4)]
     for thread in threads:
         thread.start()
     taken = 0
@@ -171,9 +174,9 @@ def test_what_the_first_hook_says_that_says_something_counts(verdict: object) ->
     events = Events()
     place = Place(events)
     asked: list[int] = []
-    events.intercept(Kind.HYPERCALL, lambda event: asked.append(1))  # type: ignore[arg-type, func-returns-value]
+    events.intercept(Kind.HYPERCALL, lambda event: asked.append(1))
     events.intercept(Kind.HYPERCALL, lambda event: verdict)  # type: ignore[arg-type, return-value]
-    events.intercept(Kind.HYPERCALL, lambda event: asked.append(3))  # type: ignore[arg-type, func-returns-value]
+    events.intercept(Kind.HYPERCALL, lambda event: asked.append(3))
     assert place.happens(hypercall()) is verdict
     assert asked == [1]
 

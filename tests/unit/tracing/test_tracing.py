@@ -195,6 +195,13 @@ def test_lines_say_when_who_what_and_how_long() -> None:
     assert "\x1b[" in Lines({}, colour=True).line(others()[0])
 
 
+def test_a_guest_cannot_command_the_terminal_of_who_looks() -> None:
+    event = XenStore(1, 1, -1, 0, "WRITE", "data/\x1b[2J\udcff", "a\nb\0c", 0, "\x07")
+    line = Lines({1: "de\x1bmo"}).line(event)
+    assert line.isprintable() and line.encode()
+    assert r"data/\x1b[2J\udcff" in line
+
+
 def test_a_recording_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = tmp_path / "trace.jsonl"
     events = sorted((*disk_read(), *others()), key=lambda event: event.time)

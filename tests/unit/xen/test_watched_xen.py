@@ -217,7 +217,7 @@ def test_grants_are_told_and_can_be_refused_and_exchanged(world: World) -> None:
         assert isinstance(event, Grant)
         event.ref = 9
 
-    with world.events.intercept(Kind.GRANT, exchange):  # type: ignore[arg-type]
+    with world.events.intercept(Kind.GRANT, exchange):
         other = grant_ops.map_grant_ref(world.dom0, domid, 8)
     assert bytes(other.view[:3]) == b"six"
     grant_ops.unmap_grant_ref(world.dom0, other.handle)

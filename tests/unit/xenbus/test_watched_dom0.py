@@ -194,7 +194,7 @@ def test_what_is_written_and_replied_can_be_changed(host: FakeHost) -> None:
         assert isinstance(event, XenStore)
         event.value = event.value.upper()
 
-    with host.xen.events.intercept(Kind.XENSTORE, before, names=["WRITE"]):  # type: ignore[arg-type]
+    with host.xen.events.intercept(Kind.XENSTORE, before, names=["WRITE"]):
         guest.ask(MessageType.WRITE, b"data/x\0value")
     with host.xen.events.intercept(Kind.XENSTORE, after=lambda event: setattr(event, "reply", "other")):
         assert guest.ask(MessageType.READ, b"data/x\0")[0].payload == b"other"

@@ -62,7 +62,13 @@ class Lines:
         if self._colour:
             kind = click.style(kind, fg=_COLOURS[event.kind])
         took = f"  {event.duration / 1000:.1f} µs" if event.duration else ""
-        return f"{(event.time - self._start) / 1e9:11.6f} {who:<14} {kind} {_WORDS[type(event)](event)}{took}"
+        said = printable(_WORDS[type(event)](event))
+        return f"{(event.time - self._start) / 1e9:11.6f} {printable(who):<14} {kind} {said}{took}"
+
+
+def printable(text: str) -> str:
+    """`text` as a terminal may have it: a guest chooses paths and values, and must not command it."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _exit(event: Exit) -> str:
