@@ -76,6 +76,11 @@ class Control:
         with self.xen.lock:
             return self.xen.map_foreign_range(self.domain, domid, gpa, length)
 
+    def foreign_written(self, domid: int, gpa: int, length: int) -> None:
+        """Tell that bytes of another domain's RAM were written: an engine may have translated code there. XenError."""
+        with self.xen.lock:
+            self.xen.foreign_written(self.domain, domid, gpa, length)
+
     def show_memory(self, domid: int, name: str, slot: Slot | None) -> None:
         """Show memory of Dom0's own to an HVM domain, at `slot`, under a name; None: no more.
 

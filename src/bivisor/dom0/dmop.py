@@ -9,14 +9,14 @@ from struct import Struct
 from bivisor.abi.xen import dm_op as abi
 from bivisor.abi.xen.dm_op import DmOp
 from bivisor.abi.xen.errno import Errno
-from bivisor.abi.xen.xen import PAGE_SHIFT, Hypercall, ShutdownReason
+from bivisor.abi.xen.xen import Hypercall, ShutdownReason
 from bivisor.memory import PAGE
 from bivisor.xen.errors import XenError
 
 ROOM = PAGE
 """How much of Dom0's memory `Emulation` needs."""
 
-_OP, _EXTENT = 64, 128
+_OP = 64
 _AT = _OP + abi.HEADER.size
 
 
@@ -32,14 +32,13 @@ class Emulation:
         self._room = room
         self._address = address
         abi.BUF.pack_into(room, 0, address + _OP, abi.SIZE)
-        abi.BUF.pack_into(room, abi.BUF.size, address + _EXTENT, abi.MODIFIED_MEMORY_EXTENT.size)
 
-    def _op(self, domid: int, op: DmOp, layout: Struct, *fields: int, buffers: int = 1) -> tuple[int, ...]:
+    def _op(self, domid: int, op: DmOp, layout: Struct, *fields: int) -> tuple[int, ...]:
         room = self._room
         with self._lock:
             abi.HEADER.pack_into(room, _OP, op)
             layout.pack_into(room, _AT, *fields)
-            result = self._hypercall(Hypercall.DM_OP, domid, buffers, self._address)
+            result = self._hypercall(Hypercall.DM_OP, domid, 1, self._address)
             if result < 0:
                 raise XenError(Errno(-result))
             return layout.unpack_from(room, _AT)
@@ -84,14 +83,6 @@ class Emulation:
     def inject_msi(self, domid: int, address: int, data: int) -> None:
         """A message-signalled interrupt."""
         self._op(domid, DmOp.INJECT_MSI, abi.INJECT_MSI, data, address)
-
-    def modified(self, domid: int, gpa: int, length: int) -> None:
-        """`length` bytes of the domain's memory from `gpa` on were written."""
-        first = gpa >> PAGE_SHIFT
-        pages = (gpa + length - 1 >> PAGE_SHIFT) - first + 1
-        with self._lock:
-            abi.MODIFIED_MEMORY_EXTENT.pack_into(self._room, _EXTENT, pages, first)
-            self._op(domid, DmOp.MODIFIED_MEMORY, abi.MODIFIED_MEMORY, 1, 0, buffers=2)
 
     def shut_down(self, domid: int, reason: ShutdownReason) -> None:
         """The domain ends: its guest has pressed a button of the board."""

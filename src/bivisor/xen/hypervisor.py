@@ -234,6 +234,16 @@ class Xen:
             raise XenError(Errno.EINVAL)
         return view
 
+    def foreign_written(self, caller: Domain, domid: int, gpa: int, length: int) -> None:
+        """A privileged caller wrote through what `map_foreign_range` gave: XEN_DMOP_modified_memory for one extent, for
+        a caller that has no time for a hypercall for each page of a transfer. XenError: EPERM, ESRCH, EINVAL."""
+        if not caller.privileged:
+            raise XenError(Errno.EPERM)
+        memory = self.find(domid).memory
+        if not memory.contains(gpa, length):
+            raise XenError(Errno.EINVAL)
+        memory.written(gpa, length)
+
     def map_device_memory(self, caller: Domain, domid: int, name: str, slot: Slot | None) -> None:
         """Show memory of the caller's to an HVM domain at `slot`, under a `name`, or no more (None): what a device
         model adds to the physmap of a guest for its frame buffer. XenError: EPERM, ESRCH, EINVAL."""

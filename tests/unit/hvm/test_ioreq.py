@@ -265,3 +265,18 @@ def test_a_reset_by_the_guest_is_a_reboot(world: World) -> None:
     world.domain.unpause()
     world.accesses.port(0xCF9, 1, 6)
     assert (world.domain.state, world.domain.shutdown_reason) == (State.SHUTDOWN, ShutdownReason.REBOOT)
+
+
+def test_modified_memory_is_told_extent_by_extent_and_only_where_there_is_memory(world: World) -> None:
+    heard: list[tuple[int, int]] = []
+    world.memory.listen(lambda gpa, length: heard.append((gpa, length)))
+    room = world.control.domain.memory.view(0, PAGE)
+    dm_op.BUF.pack_into(room, 0, 256, dm_op.SIZE)
+    dm_op.BUF.pack_into(room, dm_op.BUF.size, 512, 2 * dm_op.MODIFIED_MEMORY_EXTENT.size)
+    dm_op.HEADER.pack_into(room, 256, dm_op.DmOp.MODIFIED_MEMORY)
+    dm_op.MODIFIED_MEMORY.pack_into(room, 256 + dm_op.HEADER.size, 2, 0)
+    dm_op.MODIFIED_MEMORY_EXTENT.pack_into(room, 512, 3, 4)
+    dm_op.MODIFIED_MEMORY_EXTENT.pack_into(room, 528, 1, MEMORY // PAGE)
+    assert world.control.hypercall(Hypercall.DM_OP, world.domid, 2, 0) == -Errno.EINVAL
+    assert heard == [(4 * PAGE, 3 * PAGE)]
+    room.release()

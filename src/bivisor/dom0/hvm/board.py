@@ -39,6 +39,7 @@ from bivisor.platform.ps2 import Ps2Controller
 from bivisor.platform.ps2.controller import COMMAND_PORT, DATA_PORT, KEYBOARD_IRQ, MOUSE_IRQ
 from bivisor.platform.vga import VgaCard
 from bivisor.platform.virtio.net import NetBackend
+from bivisor.platform.watched import watch_buses
 from bivisor.xen.errors import XenError
 
 COM1_PORT, COM1_IRQ = 0x3F8, 4
@@ -73,6 +74,7 @@ class HvmBoard:
         self.memory = ForeignMemory(control, domid)
         self._windows = ForeignWindows(control, domid)
         self.ports, self.mmio = port_bus(), mmio_bus()
+        self._site = watch_buses(control.events, domid, (self.ports, self.mmio))
         self._pins: dict[tuple[int, int], int] = {}
         self._nics: list[E1000] = []
         self._ahci: Ahci | None = None
@@ -201,6 +203,7 @@ class HvmBoard:
             for close in self._held.values():
                 last_first.callback(close)
             last_first.callback(self.pci.close)
+            last_first.callback(self._control.events.remove, self._site)
             for device in (self.pm, self.com1, self._windows, self.client):
                 last_first.callback(device.close)
 

@@ -26,7 +26,7 @@ class ForeignMemory:
     def written(self, gpa: int, length: int) -> None:
         """A device wrote there."""
         if length:
-            self._control.emulation.modified(self._domid, gpa, length)
+            self._control.foreign_written(self._domid, gpa, length)
 
 
 class ForeignWindows:
