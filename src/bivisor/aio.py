@@ -21,10 +21,10 @@ from bivisor.toolstack.api import CompletedRun
 from bivisor.toolstack.api import run as sync_run
 
 if TYPE_CHECKING:
+    from bivisor import Outcome
     from bivisor.abi.xen.xen import ShutdownReason
     from bivisor.cpu.contract import Engine
     from bivisor.cpu.registers import Regs
-    from bivisor.kvm import Outcome
     from bivisor.toolstack.agent import Result
     from bivisor.toolstack.domu import DomU
     from bivisor.toolstack.guests import KvmGuest

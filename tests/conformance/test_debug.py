@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bivisor.abi.x86 import Vector
-from bivisor.cpu.exits import Debug, Hlt
+from bivisor.cpu.exits import Debug, Hlt, Interrupted, PortIo
 from bivisor.cpu.registers import GuestDebug
 
 from .conftest import Lacking
@@ -106,3 +108,17 @@ def test_a_breakpoint_that_the_host_led_the_guest_away_from_stops_the_next_time(
     stop = guest.run()
     assert isinstance(stop, Debug)
     assert (stop.pc, guest.vcpu.get_regs().rax & 0xFF) == (CODE, 0)
+
+
+def test_an_out_in_place_of_an_int3_stops_before_it_on_every_kvm(guest: Guest) -> None:
+    if guest.engine.name != "kvm":
+        pytest.skip("soft stops at addresses")
+    guest.load("90 ee f4")
+    guest.vcpu.set_debug(GuestDebug(outs=frozenset({CODE + 1})))
+    stop = guest.run()
+    assert isinstance(stop, Debug)
+    assert (stop.exception, stop.pc) == (Vector.BP, CODE + 1)
+    assert guest.vcpu.get_regs().rip == CODE + 1
+    guest.vcpu.set_debug(GuestDebug())
+    stops = [guest.vcpu.run() for _ in range(2)]
+    assert next(type(stop) for stop in stops if not isinstance(stop, Interrupted)) is PortIo, "it is an OUT again"

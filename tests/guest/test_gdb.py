@@ -76,17 +76,21 @@ def test_gdb_stops_a_kernel_at_a_function_changes_its_memory_and_lets_it_go_on(
     assert run.stdout.splitlines()[0] == b"Byvix"
 
 
-@pytest.mark.parametrize("kind", ["pvh", "pv"])
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [("soft", "pvh"), ("soft", "pv"), pytest.param("kvm", "pvh", marks=[pytest.mark.kvm, pytest.mark.rig])],
+    indirect=["engine"],
+)
 def test_gdb_stops_a_booting_xen_domain_at_start_kernel_and_at_a_system_call_by_name(
-    kind: str, guest: Guest, tmp_path: Path
+    engine: str, kind: str, guest: Guest, tmp_path: Path
 ) -> None:
     symbols = kernel_symbols(guest.kernel)
     (tmp_path / "vmlinux.sym").write_bytes(symbol_file(symbols))
-    with bivisor.XenHost("soft") as host, host.create("demo", type=kind, gdb="0,wait") as domain:
+    with bivisor.XenHost(engine) as host, host.create("demo", type=kind, gdb="0,wait") as domain:
         said = gdb(
             domain.gdb_port,
             f"symbol-file {tmp_path}/vmlinux.sym",
-            "hbreak start_kernel",
+            "break start_kernel",
             "continue",
             "x/s linux_banner",
             "delete",

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     },
     "web": {"host", "toolstack", "vnc"},
     "testing": {"events", "toolstack"},
-    "aio": {"abi", "cpu", "kvm", "toolstack"},
+    "aio": {"abi", "cpu", "toolstack"},
     "cli": {"events", "cpu", "boot", "image", "toolstack", "web"},
 }
 """Each room, and the rooms or single modules of other rooms that it may import. `errors` goes without saying."""

@@ -13,14 +13,15 @@ from contextlib import contextmanager
 
 from bivisor.abi.x86 import Cr0
 from bivisor.cpu.contract import Engine, Vcpu
-from bivisor.cpu.exits import Exit, Interrupted, PortIo
-from bivisor.cpu.registers import Regs, Segment
+from bivisor.cpu.exits import Debug, Exit, Interrupted, PortIo
+from bivisor.cpu.registers import GuestDebug, Regs, Segment
 from bivisor.errors import EngineError
 from bivisor.memory import PAGE, GuestMemory
 
 _CODE_AT = PAGE
 _COUNT_DOWN = bytes.fromhex("49 75fd ebfb")  # 1: dec ecx; jnz 1b; jmp 1b
 _OUT_FOREVER = bytes.fromhex("e680 ebfc")  # 1: out 0x80, al; jmp 1b
+_INT3 = b"\xcc\xf4"  # int3; hlt
 _INSTRUCTIONS_A_TURN = 2
 _ROUNDS = 4
 
@@ -86,3 +87,11 @@ def exit_cost(engine: Engine, exits: int = 500) -> float:
         if not isinstance(exit_, PortIo):
             raise EngineError(f"{engine.name}: a port write ended with {exit_}")
         return passed / exits
+
+
+def int3_comes_out(engine: Engine) -> bool:
+    """Whether a guest's INT3 comes to the host that asks for it. Not where KVM interprets, nor on a processor that is
+    QEMU's TCG."""
+    with _guest(engine, _INT3) as vcpu:
+        vcpu.set_debug(GuestDebug(software_breakpoints=True))
+        return isinstance(vcpu.run(), Debug)

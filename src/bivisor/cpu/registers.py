@@ -139,6 +139,7 @@ class Events:
 class GuestDebug:
     """What the host wants to stop at (struct kvm_guest_debug): single step, `int3`, DR0 to DR3 with DR7.
 
+    `outs` are linear addresses at which the host has put OUT DX, AL, where `int3` does not come out (`cpu.kvm.outs`).
     `block_interrupts`: none comes in the way of a step. On `soft`; with `kvm` an interrupt may be stepped into.
     """
 
@@ -147,6 +148,7 @@ class GuestDebug:
     addresses: tuple[int, ...] = ()
     dr7: int = 0
     block_interrupts: bool = False
+    outs: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

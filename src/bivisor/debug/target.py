@@ -1,8 +1,8 @@
 """What a debugger works on: the processors of a machine that is held, their memory by linear address, breakpoints.
 
 A breakpoint is an address that the engine stops at where it can stop at as many as are asked for (`soft`); elsewhere
-(`kvm`) four of them are debug registers, and a software breakpoint is an INT3 in the guest's memory. INT3s of the
-guest's own are given back to it.
+(`kvm`) four of them are debug registers, and a software breakpoint is an INT3 in the guest's memory, or an OUT on a KVM
+from which INT3 does not come out (`cpu/kvm/outs.py`). INT3s of the guest's own are given back to it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bivisor.abi.x86 import Vector
-from bivisor.cpu.contract import Vcpu
+from bivisor.cpu.contract import Engine, Vcpu
 from bivisor.cpu.exits import Debug
+from bivisor.cpu.kvm.outs import OUT
+from bivisor.cpu.measure import int3_comes_out
 from bivisor.cpu.registers import GuestDebug
 from bivisor.cpu.runcontrol import RunControl
 from bivisor.errors import EngineError, GuestAddressError
@@ -20,6 +22,7 @@ from bivisor.memory import PAGE, GuestMemory
 
 INT3 = b"\xcc"
 _DEBUG_REGISTERS = 4
+_LINUX, _LINUX_SIZE = 0xFFFF_FFFF_8000_0000, 1 << 30  # __START_KERNEL_map, KERNEL_IMAGE_SIZE
 
 
 class TargetError(Exception):
@@ -37,11 +40,14 @@ class Stop:
 class Target:
     """The machine. `on_stop(stop)` is called in a processor's thread that came to a breakpoint or ended a step."""
 
-    def __init__(self, vcpus: Sequence[Vcpu], memory: GuestMemory, control: RunControl, engine: str) -> None:
+    def __init__(
+        self, vcpus: Sequence[Vcpu], memory: GuestMemory, control: RunControl, engine: str, *, opcode: bytes = INT3
+    ) -> None:
         self.vcpus = vcpus
         self._memory = memory
         self._control = control
         self._patches = engine != "soft"
+        self._opcode = opcode
         self._addresses: list[int] = []
         self._patched: dict[int, tuple[int, bytes]] = {}
         self._stepping: int | None = None
@@ -121,19 +127,29 @@ class Target:
         if linear in self._patched:
             return
         gpa = self.vcpus[0].translate(linear)
-        old = b"" if gpa is None else self.read(linear, 1)
-        if gpa is None or not old:
-            raise TargetError(f"{linear:#x} is not mapped to memory")
+        if gpa in (None, linear) and 0 <= linear - _LINUX < _LINUX_SIZE:
+            gpa = linear - _LINUX  # Linux has no page tables yet, but lies where it was linked
+        try:
+            if gpa is None:
+                raise GuestAddressError(linear, 1)
+            old = bytes(self._memory.view(gpa, 1))
+        except GuestAddressError:
+            raise TargetError(f"{linear:#x} is not mapped to memory") from None
         self._patched[linear] = (gpa, old)
-        self._memory.write(gpa, INT3)
+        self._memory.write(gpa, self._opcode)
 
     def _unpatch(self, linear: int) -> None:
         gpa, old = self._patched.pop(linear)
-        if bytes(self._memory.view(gpa, 1)) == INT3:  # else the guest has put something else there
+        if bytes(self._memory.view(gpa, 1)) == self._opcode:  # else the guest has put something else there
             self._memory.write(gpa, old)
 
     def _debug(self) -> GuestDebug:
-        return GuestDebug(software_breakpoints=bool(self._patched), addresses=tuple(self._addresses))
+        by_int3 = self._opcode == INT3
+        return GuestDebug(
+            software_breakpoints=by_int3 and bool(self._patched),
+            addresses=tuple(self._addresses),
+            outs=frozenset() if by_int3 else frozenset(self._patched),
+        )
 
     def _arm(self) -> None:
         debug = self._debug()
@@ -191,3 +207,11 @@ class Target:
             parts.append((address + at & (1 << 64) - 1, at, count))
             at += count
         return parts
+
+
+def target_of(engine: Engine, vcpus: Sequence[Vcpu], memory: GuestMemory, control: RunControl) -> Target:
+    """The machine as a target, with the breakpoints that its engine lets out."""
+    opcode = INT3
+    if engine.name == "kvm" and not int3_comes_out(engine):
+        opcode = OUT
+    return Target(vcpus, memory, control, engine.name, opcode=opcode)

@@ -12,11 +12,10 @@ from uuid import UUID
 from bivisor.abi.xen.xen import ShutdownReason
 from bivisor.boot.cache import Cache, uncached
 from bivisor.debug.server import Server
-from bivisor.debug.target import Target
+from bivisor.debug.target import Target, target_of
 from bivisor.dom0.console import Console
-from bivisor.events import Event, Events
 from bivisor.errors import GuestTimeout, UsageError
-from bivisor.events import Life
+from bivisor.events import Event, Events, Life
 from bivisor.events.probe import now
 from bivisor.toolstack import domnodes, xendevices
 from bivisor.toolstack.agent import Agent
@@ -149,7 +148,7 @@ class DomU(Inside, Inspected, Eventful):
     def target(self) -> Target:
         """Its processors and memory, for a debugger."""
         guest = self._built.guest
-        return Target(guest.vcpus, guest.memory, guest.control, self._host.engine.name)
+        return target_of(self._host.engine, guest.vcpus, guest.memory, guest.control)
 
     def serve_gdb(self, text: str) -> None:
         """Let gdb attach, before it runs for the first time: [HOST:]PORT[,wait]. UsageError."""

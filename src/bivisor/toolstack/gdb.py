@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bivisor.debug.server import Server
-from bivisor.debug.target import Target
+from bivisor.debug.target import Target, target_of
 from bivisor.errors import UsageError
 from bivisor.host.tcp import listen, parse_address
 from bivisor.kvm import VirtualMachine
@@ -35,7 +35,7 @@ def serve(target: Target, text: str, kill: Callable[[], None]) -> Server:
 @contextmanager
 def gdb_server(vm: VirtualMachine, text: str) -> Iterator[Server]:
     """gdb's way to `vm`, which has not been started yet, as --gdb `text` says."""
-    server = serve(Target(vm.vcpus, vm.memory, vm.control, vm.engine.name), text, vm.stop)
+    server = serve(target_of(vm.engine, vm.vcpus, vm.memory, vm.control), text, vm.stop)
     try:
         yield server
     finally:

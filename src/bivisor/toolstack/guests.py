@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from bivisor.boot.cache import PayloadCache
-from bivisor.debug.target import Target
+from bivisor.debug.target import target_of
 from bivisor.events import Events
 from bivisor.host.memstream import MemoryStream
 from bivisor.image import quiet
@@ -44,7 +44,7 @@ class KvmGuest(Inside, Inspected, Eventful, Guest):
         self.vm = launch(self._options, self, found=found, attach=self._attach)
         try:
             vm = self.vm
-            target = Target(vm.vcpus, vm.memory, vm.control, vm.engine.name)
+            target = target_of(vm.engine, vm.vcpus, vm.memory, vm.control)
             self._inspector = Inspector(target, self.kernel, PayloadCache(default_root() / "kernels"))
             if self._paused:
                 vm.control.hold()

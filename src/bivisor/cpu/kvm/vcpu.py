@@ -64,6 +64,7 @@ class KvmVcpu:
         self._index = index
         self._on_close = on_close
         self._statistics: Statistics | None = None
+        self._outs: frozenset[int] = frozenset()
         self._counts = [0] * _EXIT_REASONS
         self._process = os.getpid()
         self._thread = self._home = 0  # the thread that is in run(), and the one that was last
@@ -95,6 +96,8 @@ class KvmVcpu:
     def run(self, handler: ExitHandler | None = None) -> Exit:
         """See `contract.Vcpu.run`. Where KVM_RUN itself fails, as when the host cannot back a page of the guest, an
         `InternalError` comes back whose `data` is the errno."""
+        if self._outs:
+            return self._run_with_outs(handler)
         area, enter, counts = self._area, self._thunk.enter, self._counts
         words, quads, decode = area.words, area.quads, area.decode
         ports, mmios = area.ports, area.mmios
@@ -121,6 +124,21 @@ class KvmVcpu:
                     return exit_
         finally:
             self._thread = 0
+
+    def _run_with_outs(self, handler: ExitHandler | None) -> Exit:
+        from bivisor.cpu.kvm import outs
+
+        wanted, self._outs = self._outs, frozenset()
+        try:
+            return outs.run(self, handler, wanted)
+        finally:
+            self._outs = wanted
+
+    def complete(self) -> None:
+        """Have the kernel finish the instruction of the last exit, and run no other: KVM API 5, `immediate_exit`. The
+        next `run()` may come back at once with `Interrupted`."""
+        self._area.bytes[Run.IMMEDIATE_EXIT] = 1
+        self._thunk.enter()
 
     def _after_failure(self, error: int) -> Exit | None:
         """KVM_RUN failed with errno `error`: the exit that this is, or None to enter again."""
@@ -271,6 +289,7 @@ class KvmVcpu:
 
     def set_debug(self, debug: GuestDebug) -> None:
         """KVM API 4.87 KVM_SET_GUEST_DEBUG."""
+        self._outs = debug.outs
         call(self._fd, Ioctl.SET_GUEST_DEBUG, state.pack_debug(debug))
 
     def translate(self, linear: int) -> int | None:
