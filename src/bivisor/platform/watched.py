@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bivisor.cpu.contract import Machine
-from bivisor.events import Answer, Delay, DeviceAccess, Events, Interrupt, Kind, Probe, Ring
+from bivisor.events import Answer, Delay, DeviceAccess, Events, Interrupt, Kind, Probe, Ring, Site
 from bivisor.platform.bus import Bus
 from bivisor.platform.virtio.device import VirtioDevice
 from bivisor.platform.virtio.queue import Chain, VirtQueue
@@ -27,8 +27,8 @@ def replace(owner: object, **methods: Callable[..., Any] | None) -> None:
             owner.__dict__[name] = function
 
 
-def watch_buses(events: Events, domain: int, buses: Iterable[Bus]) -> None:
-    """Tell `events` of what reaches the devices of `buses`, for as long as both are there."""
+def watch_buses(events: Events, domain: int, buses: Iterable[Bus]) -> Site:
+    """Tell `events` of what reaches the devices of `buses`. The place is to be removed if they go before the events."""
     kept = tuple(buses)
 
     def install(probe: Probe | None) -> None:
@@ -39,7 +39,7 @@ def watch_buses(events: Events, domain: int, buses: Iterable[Bus]) -> None:
                 watched = _WatchedBus(bus, domain, probe)
                 replace(bus, read=watched.read, write=watched.write)
 
-    events.site(Kind.DEVICE, install, domain)
+    return events.site(Kind.DEVICE, install, domain)
 
 
 class _WatchedBus:
