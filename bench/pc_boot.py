@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 
 from bivisor.image import quiet
 from bivisor.image.disk import build_disk
+from bivisor.image.pckernel import pc_guest
 
 MARKERS = {"menu": b"executed automatically", "login": b" login:"}
 LIMIT_S = 180.0
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--memory", type=int, default=256, help="MiB")
     parser.add_argument("--engine", default="soft", choices=["soft", "kvm"])
-    parser.add_argument("--disk", nargs="+", default=["virtio", "ide"], choices=list(QEMU_DISKS))
+    parser.add_argument("--disk", nargs="+", default=list(QEMU_DISKS), choices=list(QEMU_DISKS))
     parser.add_argument("--image", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -106,7 +107,7 @@ def main() -> None:
             times: dict[str, list[dict[str, float]]] = {"bivisor": [], "qemu": []}
             for _ in range(options.runs):
                 for name, runs in times.items():
-                    shutil.copyfile(options.image or build_disk(progress=quiet), image)
+                    shutil.copyfile(options.image or image_for(interface), image)
                     ours = bivisor_command(image, interface, options.memory, options.engine)
                     theirs = qemu_command(image, interface, options.memory)
                     runs.append(seconds_to_markers(ours if name == "bivisor" else theirs))
@@ -115,6 +116,11 @@ def main() -> None:
                 report(interface, times)
     if options.json:
         print(json.dumps(results))
+
+
+def image_for(interface: str) -> Path:
+    """The image with the default guest's kernel, or with one that has a driver for `interface`."""
+    return build_disk(progress=quiet, guest=pc_guest(quiet) if interface == "ahci" else None)
 
 
 def report(interface: str, times: dict[str, list[dict[str, float]]]) -> None:
