@@ -26,8 +26,6 @@ BATCH: Final = 64
 """Operations between which other processors get the hypervisor's lock."""
 
 Fields = tuple[Any, ...]
-Operation = Callable[[Call, Fields], Fields | None]
-"""Carries out one structure's fields; the fields that go back with status GNTST_okay, or None for the status alone."""
 
 
 def _map(call: Call, fields: Fields) -> Fields:
@@ -172,8 +170,11 @@ def _cache_flush(call: Call, cmd: int, uop: int, count: int) -> int:
     return 0
 
 
-def array_of(layout: struct.Struct, status_at: int, operation: Operation, *, one: bool = False) -> Command:
-    """The command that does `operation` for each structure of an array, or, if `one`, of exactly one."""
+def array_of(
+    layout: struct.Struct, status_at: int, operation: Callable[[Any, Fields], Fields | None], *, one: bool = False
+) -> Command:
+    """The command that does `operation` for each structure of an array, or, if `one`, of exactly one. `operation` gives
+    the fields that go back with status GNTST_okay, or None for the status alone."""
     size = layout.size
     put_status = abi.STATUS.pack_into
 
