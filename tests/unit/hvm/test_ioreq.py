@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bivisor.abi.xen import dm_op, ioreq
+from bivisor.abi.xen.domctl import Trigger
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.event_channel import EvtchnStat
 from bivisor.abi.xen.xen import RESOURCE_IOREQ_SERVER, Hypercall, ShutdownReason
@@ -280,3 +281,14 @@ def test_modified_memory_is_told_extent_by_extent_and_only_where_there_is_memory
     assert world.control.hypercall(Hypercall.DM_OP, world.domid, 2, 0) == -Errno.EINVAL
     assert heard == [(4 * PAGE, 3 * PAGE)]
     room.release()
+
+
+def test_the_power_button_is_xens_and_only_an_hvm_domain_has_one(world: World) -> None:
+    pressed: list[int] = []
+    assert world.domain.hvm is not None
+    world.domain.hvm.press_power_button = lambda: pressed.append(1)
+    world.control.domains.trigger(world.domid, Trigger.POWER)
+    assert pressed == [1]
+    world.domain.hvm = None
+    with refused(Errno.ENODEV):
+        world.control.domains.trigger(world.domid, Trigger.POWER)

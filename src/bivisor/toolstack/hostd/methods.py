@@ -30,7 +30,7 @@ from bivisor.toolstack.xlconfig import DiskSpec, DomainConfig, VifSpec
 ACKNOWLEDGE_S = 10.0
 """How long a guest has for taking an order; a kernel that listens does so at once."""
 _LOOK_S = 0.1
-_TRIGGERS = {"nmi": Trigger.NMI}
+_TRIGGERS = {"nmi": Trigger.NMI, "power": Trigger.POWER}
 
 
 class Methods:
@@ -224,10 +224,10 @@ class Methods:
         """An NMI, or what the orders come to for a domain without ACPI buttons."""
         del peer
         found = self._find(domain)
-        if trigger not in _TRIGGERS:
-            raise UsageError(
-                f"trigger {trigger}: a PVH domain has no ACPI buttons; xl shutdown and xl reboot ask its kernel"
-            )
+        if trigger not in _TRIGGERS or (trigger == "power" and found.config.type != "hvm"):
+            kind = found.config.type.upper()
+            has = "an HVM domain has a power button alone" if kind == "HVM" else f"a {kind} domain has no ACPI buttons"
+            raise UsageError(f"trigger {trigger}: {has}; xl shutdown and xl reboot ask its kernel")
         self._host.control.domains.trigger(found.domid, _TRIGGERS[trigger], vcpu)
 
     # ---------------------------------------------------------------- devices
