@@ -32,6 +32,9 @@ the reason. Two to three minutes on the engine soft.
 @click.option("--html", "html_file", type=_FILE, metavar="FILE", help="Write a page with picture, tables and reasons.")
 @click.option("--svg", "svg_file", type=_FILE, metavar="FILE", help="Write the picture.")
 @click.option("--markdown", "markdown_file", type=_FILE, metavar="FILE", help="Write the page as Markdown.")
+@click.option(
+    "--cpu-time", is_flag=True, help="Show processor time instead of the clock's: for a machine with other work."
+)
 @click.option("--load", type=_FILE, metavar="FILE", help="Measure nothing: show what --json has printed before.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def command(
@@ -41,6 +44,7 @@ def command(
     html_file: Path | None,
     svg_file: Path | None,
     markdown_file: Path | None,
+    cpu_time: bool,
     load: Path | None,
     quiet: bool,
 ) -> int:
@@ -53,7 +57,8 @@ def command(
 
     rows = parse_only(only)
     found = load_comparison(load) if load is not None else _measured(engine, rows, quiet)
-    written = write(found, html_file=html_file, svg_file=svg_file, markdown_file=markdown_file)
+    shown = found.by_processor() if cpu_time else found
+    written = write(shown, html_file=html_file, svg_file=svg_file, markdown_file=markdown_file)
     if as_json:
         import json
 
@@ -61,7 +66,7 @@ def command(
     elif not written:
         from bivisor.toolstack.compare.output import report
 
-        click.echo(report(found))
+        click.echo(report(shown))
     return 0
 
 

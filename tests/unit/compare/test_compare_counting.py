@@ -17,6 +17,7 @@ from bivisor.toolstack.compare import workload
 from bivisor.toolstack.compare.console import Console
 from bivisor.toolstack.compare.counter import DOORBELL, KINDS, TO_BACKEND, TO_GUEST, Counter
 from bivisor.toolstack.compare.measure import event_cost
+from bivisor.toolstack.compare.moment import Moment
 from bivisor.toolstack.compare.peer import Peer, checksum
 from bivisor.toolstack.compare.result import Counts
 
@@ -90,12 +91,12 @@ def pieces(text: bytes, at: list[int]) -> list[bytes]:
 def test_marks_are_noted_when_they_come_however_they_are_cut(at: list[int]) -> None:
     typed = workload.marked("true", 12)
     ticks = iter(range(1000))
-    console = Console(clock=lambda: next(ticks))
+    console = Console(clock=lambda: Moment(next(ticks), 0.0))
     heard: list[str] = []
     console.on_mark = heard.append
     for piece in pieces(b"~ # " + typed.encode() + b"\r\n@b12\r\nnoise @x @e12\r\n~ # ", at):
         console.hear(piece)
-    assert heard == ["@b12", "@e12"] and console.marks["@b12"] <= console.marks["@e12"]
+    assert heard == ["@b12", "@e12"] and console.marks["@b12"].wall <= console.marks["@e12"].wall
     assert console.wait_for("@e12", 1).endswith("@e12")
 
 
@@ -155,7 +156,7 @@ def test_a_connection_is_taken_acknowledged_and_closed_when_it_is_enough() -> No
     assert answers(peer) == [(FIN | ACK, 1000, START + 3501)]
     peer.send([frame(FIN | ACK, START + 3501)])
     assert answers(peer) == [(ACK, 1001, START + 3502)]
-    assert peer.size == 3500 and edges == [0, 3500] and peer.last >= peer.first > 0
+    assert peer.size == 3500 and edges == [0, 3500] and peer.last.wall >= peer.first.wall > 0
     assert peer.frames == 5
 
 

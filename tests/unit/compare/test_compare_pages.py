@@ -50,6 +50,15 @@ def test_every_row_has_every_figure(comparison: Comparison) -> None:
     assert measured and all(NONE not in line for line in measured)
 
 
+def test_processor_time_can_be_shown_instead_of_the_clock_s(comparison: Comparison) -> None:
+    other = comparison.by_processor()
+    for row, turned in zip(comparison.rows, other.rows, strict=True):
+        assert {name: part.cpu for name, part in row.phases.items()} == {
+            name: part.seconds for name, part in turned.phases.items()
+        }
+    assert "processor time" in report(other) and "processor time" not in report(comparison)
+
+
 def test_a_row_that_could_not_be_is_there_with_its_reason(lacking: Comparison) -> None:
     *_, line = figures_table(lacking).lines
     assert set(line[1:]) == {NONE}

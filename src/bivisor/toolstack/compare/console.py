@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from bivisor.errors import GuestTimeout
+from bivisor.toolstack.compare.moment import Moment
 
 _MARK = re.compile(rb"@[be]\d+\r?\n")
 _LONGEST_MARK = 16
@@ -17,12 +18,12 @@ _GLANCE_S = 0.25
 class Console:
     """`hear` is called with what the guest writes, in any thread. `on_mark(mark)` is called in that thread."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, *, clock: Callable[[], Moment] = Moment.now) -> None:
         self._clock = clock
         self._said = bytearray()
         self._seen = self._scanned = 0
         self._news = threading.Condition()
-        self.marks: dict[str, float] = {}
+        self.marks: dict[str, Moment] = {}
         self.on_mark: Callable[[str], None] = lambda _: None
         self.has_ended: Callable[[], bool] = lambda: False
         """Says that nothing more will come."""

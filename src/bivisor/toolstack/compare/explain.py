@@ -46,7 +46,7 @@ class _Facts:
         """How long a phase takes beside another row: "2.2 times Xen PVH's", "" where that is not there."""
         mine = self._result.phases.get(phase)
         base = next((row.phases.get(phase) for row in self._comparison.rows if row.key == other), None)
-        return "" if mine is None or base is None else f"{mine.seconds / base.seconds:.1f} times"
+        return "" if mine is None or base is None or not base.seconds else f"{mine.seconds / base.seconds:.1f} times"
 
 
 def _kvm_emulated(facts: _Facts) -> str:

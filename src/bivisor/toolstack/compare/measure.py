@@ -20,6 +20,7 @@ from bivisor.toolstack.compare import workload
 from bivisor.toolstack.compare.console import Console
 from bivisor.toolstack.compare.counter import KINDS, Counter
 from bivisor.toolstack.compare.machines import MEMORY, Setting, Subject
+from bivisor.toolstack.compare.moment import NEVER, Moment, least
 from bivisor.toolstack.compare.result import BOOT, Comparison, Counts, Measured, RowResult
 from bivisor.toolstack.compare.rows import ROWS, Row
 
@@ -85,14 +86,15 @@ def _row(row: Row, engine: Engine, guest: Guest, slow: str) -> RowResult:
 
 def _run(row: Row, setting: Setting, stack: ExitStack) -> tuple[dict[str, Measured], dict[str, str]]:
     console = Console()
-    began = time.perf_counter()
+    began = Moment.now()
     subject = row.start(setting, console, stack)
     counter = Counter(subject.domain, subject.counters)
     listener = subject.events.listen(counter.hear, KINDS)
     subject.start()
     console.wait_for("login: " if subject.login else PROMPT, BOOT_LIMIT_S)
     listener.close()
-    phases = {BOOT: Measured(time.perf_counter() - began, 1, counter.counts())}
+    passed = Moment.now().since(began)
+    phases = {BOOT: Measured(passed.wall, 1, counter.counts(), passed.cpu)}
     if subject.login:
         subject.send("root\n")
         console.wait_for(PROMPT, PHASE_LIMIT_S)
@@ -127,26 +129,26 @@ class _Phases:
     def run(self, phase: workload.Phase) -> Measured:
         """The seconds that it takes at best, and what a second run of it counts. HostError, GuestTimeout."""
         to_peer = phase.key == workload.SEND
-        seconds = min(self._timed(phase.command, to_peer) for _ in range(_RUNS))
+        passed = least([self._timed(phase.command, to_peer) for _ in range(_RUNS)])
         counts = self._counted(phase.command, to_peer)
         if phase.overhead:
-            seconds -= min(self._timed(phase.overhead) for _ in range(_OVERHEAD_RUNS))
+            passed = passed.since(least([self._timed(phase.overhead) for _ in range(_OVERHEAD_RUNS)]))
             counts = counts.minus(self._counted(phase.overhead))
-        return Measured(max(seconds, _LEAST_S), phase.units, counts)
+        return Measured(max(passed.wall, _LEAST_S), phase.units, counts, max(passed.cpu, _LEAST_S))
 
-    def _timed(self, command: str, to_peer: bool = False) -> float:
-        """Seconds between the marks, or between the first and the last byte that came over the network."""
+    def _timed(self, command: str, to_peer: bool = False) -> Moment:
+        """What passed between the marks, or between the first and the last byte that came over the network."""
         subject, number = self._subject, self._number
         self._number += 1
-        subject.peer.first = subject.peer.last = 0.0
+        subject.peer.first = subject.peer.last = NEVER
         subject.send(workload.marked(command, number) + "\n")
         subject.console.wait_for(f"@e{number}", PHASE_LIMIT_S)
         subject.console.wait_for(PROMPT, PHASE_LIMIT_S)
         if not to_peer:
-            return subject.console.marks[f"@e{number}"] - subject.console.marks[f"@b{number}"]
-        if subject.peer.last <= subject.peer.first:
+            return subject.console.marks[f"@e{number}"].since(subject.console.marks[f"@b{number}"])
+        if subject.peer.last.wall <= subject.peer.first.wall:
             raise HostError("nothing came out of the guest's network")
-        return subject.peer.last - subject.peer.first
+        return subject.peer.last.since(subject.peer.first)
 
     def _counted(self, command: str, to_peer: bool = False) -> Counts:
         """What happens meanwhile."""

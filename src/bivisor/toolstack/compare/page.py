@@ -6,7 +6,7 @@ from html import escape
 
 from bivisor.toolstack.compare.explain import explain
 from bivisor.toolstack.compare.picture import svg
-from bivisor.toolstack.compare.result import Comparison
+from bivisor.toolstack.compare.result import PROCESSOR, Comparison
 from bivisor.toolstack.compare.table import Table, as_markdown, figures_table, happenings_tables, row_of, turned
 
 _STYLE = """
@@ -22,15 +22,14 @@ h2 { margin-top: 2rem } h3 { margin-bottom: 0 }
 def introduction(comparison: Comparison) -> str:
     """What was measured, and how."""
     measured = [row for row in comparison.rows if not row.missing]
-    return " ".join(
-        (
-            f"The same guest (Linux {comparison.kernel}, {comparison.memory} MiB, one processor) and the same small",
-            f"workload under {len(measured)} ways of virtualizing it, on the engine {comparison.engine};",
-            f"{comparison.seconds:.0f} s in all. A switch is what takes the processor out of the guest: an exit or a",
-            "hypercall. Times were taken while nobody counted; only the time to user space has counting in it,",
-            f"{comparison.event_us:.1f} µs and more for each event. Copies are those of this program, the host's",
-            "kernel and the guest aside.",
-        )
+    processor = "Seconds are processor time of all threads, because the machine had other work. "
+    return (
+        f"The same guest (Linux {comparison.kernel}, {comparison.memory} MiB, one processor) and the same small "
+        f"workload under {len(measured)} ways of virtualizing it, on the engine {comparison.engine}. "
+        f"{processor if comparison.clock == PROCESSOR else ''}"
+        "A switch is what takes the processor out of the guest: an exit or a hypercall. Times were taken while nobody "
+        f"counted; only the time to user space has counting in it, {comparison.event_us:.1f} µs and more for each "
+        "event. Copies are those of this program, the host's kernel and the guest aside."
     )
 
 

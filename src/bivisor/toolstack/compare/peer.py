@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from bivisor.abi.virtio import NET_HDR
 from bivisor.host.loop import Callback, Loop
 from bivisor.platform.virtio.net import OFFLOADS
+from bivisor.toolstack.compare.moment import NEVER, Moment
 
 ADDRESS, MAC = "10.0.0.1", "52:54:00:00:00:01"
 GUEST_ADDRESS, GUEST_MAC = "10.0.0.2", "52:54:00:12:34:56"
@@ -45,7 +45,7 @@ def checksum(data: bytes) -> int:
 
 class Peer:
     """A `platform.virtio.net.NetBackend`. A connection is closed after `enough` bytes. `frames` counts what came,
-    `size` the bytes of the last connection, which came between `first` and `last` (`time.perf_counter`). `on_edge` is
+    `size` the bytes of the last connection, which came between `first` and `last`. `on_edge` is
     called when the first and when `enough` of them have come."""
 
     has_header = True
@@ -61,7 +61,7 @@ class Peer:
         self._sent = _FIRST
         self._is_open = False
         self.frames = self.size = 0
-        self.first = self.last = 0.0
+        self.first = self.last = NEVER
         self.on_edge: Callable[[], None] = lambda: None
 
     # What a device asks of a wire
@@ -134,7 +134,7 @@ class Peer:
             return self._answer(frame, start, _ACK)
         self._expected = (self._expected + size + bool(flags & _FIN)) % _MODULUS
         if size:
-            self.last = time.perf_counter()
+            self.last = Moment.now()
             if not self.size:
                 self.first = self.last
                 self.on_edge()
