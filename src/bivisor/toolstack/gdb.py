@@ -7,18 +7,9 @@ from contextlib import contextmanager
 
 from bivisor.debug.server import Server
 from bivisor.debug.target import Target, target_of
-from bivisor.errors import UsageError
-from bivisor.host.tcp import listen, parse_address
+from bivisor.host.tcp import listen
 from bivisor.kvm import VirtualMachine
-
-
-def parse(text: str) -> tuple[str, int, bool]:
-    """(host, port, whether the guest waits for the debugger) of [HOST:]PORT[,wait]. UsageError."""
-    address, comma, word = text.partition(",")
-    if comma and word != "wait":
-        raise UsageError(f"--gdb {text}: [HOST:]PORT, and ,wait if the guest is not to run before gdb says so")
-    host, port = parse_address(address)
-    return host, port, bool(comma)
+from bivisor.toolstack.gdbplace import parse
 
 
 def serve(target: Target, text: str, kill: Callable[[], None]) -> Server:

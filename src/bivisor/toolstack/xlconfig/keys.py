@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bivisor.errors import UsageError
+from bivisor.toolstack.gdbplace import parse as parse_gdb
 from bivisor.toolstack.xlconfig import vnc
 from bivisor.toolstack.xlconfig.config import MIB, Action, DomainConfig, check_name
 from bivisor.toolstack.xlconfig.disk import DiskSpec
@@ -162,6 +163,12 @@ def _text(value: Value) -> str:
     return str(value.content)
 
 
+def _gdb(value: Value) -> str:
+    text = _text(value)
+    parse_gdb(text)
+    return text
+
+
 def _root(keys: dict[str, Value]) -> str:
     return f"root={_text(keys['root'])}" if "root" in keys else ""
 
@@ -268,7 +275,7 @@ _READERS: dict[str, tuple[str, Callable[[Value], Any]]] = {
     "on_reboot": ("on_reboot", _action),
     "on_crash": ("on_crash", _action),
     "on_watchdog": ("on_watchdog", _action),
-    "gdb": ("gdb", _text),
+    "gdb": ("gdb", _gdb),
 }
 _CHECKED: dict[str, Callable[[Value], None]] = {
     "acpi": _choice("1"),
