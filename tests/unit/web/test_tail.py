@@ -96,5 +96,5 @@ def test_a_reader_that_does_not_read_holds_nobody_up(ends: tuple[socket.socket, 
 def test_a_kind_that_is_none_is_refused_with_those_that_are() -> None:
     assert kinds_of(["ring", "exit"]) == [Kind.RING, Kind.EXIT]
     assert kinds_of([]) == list(Kind)
-    with pytest.raises(UsageError, match="colour.*hypercall"):
+    with pytest.raises(UsageError, match=r"colour.*hypercall"):
         kinds_of(["colour"])
