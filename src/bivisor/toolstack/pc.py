@@ -140,7 +140,7 @@ def _one_boot(
 ) -> Outcome | None:
     """From reset to the end: how it ended, or None where `timeout` (seconds) passed."""
     log = Log(_to_stderr if view.verbose else None)
-    session = TerminalSession(virtio=False, is_terminal=os.isatty(0), log=Log())
+    session = TerminalSession(virtio=False, is_terminal=os.isatty(0), says_end=False, log=Log())
     with watch_exits(view) as watcher, ExitStack() as stack:
         vm = launch_pc(options, session, log=log, wrap=watcher.wrap if watcher else None, images=images)
         stack.callback(vm.close)

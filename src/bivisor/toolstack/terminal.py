@@ -27,7 +27,8 @@ class TerminalSession:
 
     With `is_terminal` Ctrl-] stops the guest. With `virtio` the console is /dev/hvc0, which hears of the terminal's
     size as it changes, and COM1 goes to `log`; otherwise it is COM1. What is typed before the guest listens is kept.
-    Where the input ends, the guest hears Ctrl-D until it ends itself: a terminal has no other end.
+    Where the input ends, the guest hears Ctrl-D until it ends itself: a terminal has no other end. `says_end` False
+    keeps that back: to firmware and boot menus it would be a key.
     """
 
     command: str | None = None
@@ -39,9 +40,11 @@ class TerminalSession:
         input_fd: int = 0,
         output_fd: int = 1,
         is_terminal: bool = False,
+        says_end: bool = True,
         log: Log | None = None,
     ) -> None:
         self.virtio = virtio
+        self._says_end = says_end
         self.log = log or Log()
         self._fds = input_fd, output_fd
         self._is_terminal = is_terminal
@@ -64,6 +67,7 @@ class TerminalSession:
             vm.loop,
             terminal,
             is_terminal=self._is_terminal,
+            says_end=self._says_end,
             settle=_SETTLE[self.virtio],
             on_settled=self._resize,
             also=self.feed,
@@ -123,6 +127,7 @@ class Typed:
         stream: FdStream,
         *,
         is_terminal: bool,
+        says_end: bool = True,
         settle: float,
         on_settled: Callback,
         also: Callable[[bytes], None] = lambda _: None,
@@ -132,6 +137,7 @@ class Typed:
         self._on_settled = on_settled
         self._stream = stream
         self._is_terminal = is_terminal
+        self._says_end = says_end
         self._settle = settle
         self._settled = False
         self._heard = 0.0
@@ -182,7 +188,8 @@ class Typed:
         data = self._stream.read(_PIECE)
         if data is None:
             self._ended = True
-            self._end_of_file()
+            if self._says_end:
+                self._end_of_file()
         else:
             self._buffer += data[: TYPED_AHEAD - len(self._buffer)] if self._is_terminal else data
         self._watch()

@@ -16,7 +16,7 @@ from bivisor.toolstack.terminal import TerminalSession, Typed
 class Console:
     """A guest's console on pipes: `typed` is the far end of its input, `shown` of its output."""
 
-    def __init__(self, *, is_terminal: bool) -> None:
+    def __init__(self, *, is_terminal: bool, says_end: bool = True) -> None:
         self.loop = ManualLoop()
         self.read_end, self.typed = os.pipe()
         self.shown, self.write_end = os.pipe()
@@ -28,6 +28,7 @@ class Console:
             self.loop,
             self.stream,
             is_terminal=is_terminal,
+            says_end=says_end,
             settle=0.03,
             on_settled=lambda: self.events.append("settled"),
         )
@@ -132,6 +133,20 @@ def test_the_end_of_a_pipe_is_ctrl_d_until_the_guest_has_ended(pipe: Console) ->
     assert pipe.heard == b"last words\n\x04"
     pipe.loop.advance(0.6)
     assert pipe.heard == b"last words\n\x04\x04"
+
+
+def test_the_end_of_a_pipe_is_kept_from_whom_it_would_be_a_key() -> None:
+    """A boot menu stops its clock at any key: `bivisor run --machine pc </dev/null` never booted."""
+    pipe = Console(is_terminal=False, says_end=False)
+    pipe.type(b"last words\n")
+    os.close(pipe.typed)
+    pipe.typed = os.dup(pipe.read_end)
+    pipe.arrive()
+    pipe.guest_listens()
+    pipe.guest_says(b"# ")
+    pipe.loop.advance(2)
+    assert pipe.heard == b"last words\n"
+    pipe.close()
 
 
 def test_the_log_keeps_the_end_and_knows_a_panic() -> None:
