@@ -108,6 +108,7 @@ def test_only_an_hvm_domain_has_a_cdrom_drive(kind: str, tmp_path: Path) -> None
         ("pci = ['01:00.0']", 2, "pci is not supported: Bivisor hands no devices of the host to domains"),
         ("memry = 5", 2, "memry is not a key that Bivisor knows; is it memory?"),
         ("zzzzzz = 5", 2, "zzzzzz is not a key that Bivisor knows (there are acpi, apic, bios,"),
+        ("gdb = '1,w'", 2, "gdb 1,w: [HOST:]PORT, and ,wait if"),
         ("memory = ['x']", 2, "memory: a list has to be a number from 1"),
         ("memory = 'lots'", 2, "memory: 'lots' has to be a number from 1"),
         ("vcpus = 0", 2, "vcpus: 0 has to be a number from 1 to 128"),
