@@ -40,7 +40,8 @@ def _domain(host: XenHost, row: dict[str, Any], vcpus: list[dict[str, Any]]) -> 
     config = row.pop("config") or {}
     known = host.domains.get(row["domid"])
     ended = known is not None and known.stopped.is_set()
-    return row | {"type": config.get("type", "dom0"), "vcpus": vcpus, "ended": ended}
+    kind = config.get("type", "dom0")
+    return row | {"type": kind, "vcpus": vcpus, "ended": ended, "screen": kind == "hvm"}
 
 
 def _channels(host: XenHost) -> Iterator[dict[str, Any]]:

@@ -34,7 +34,12 @@ export function drawXen(state) {
     return;
   }
   document.getElementById("xen-engine").textContent = `engine ${xen.engine}`;
-  const parts = xen.domains.map((domain) => ({ ...domain, id: `domain-${domain.domid}`, ...belongings(xen, domain.domid) }));
+  const parts = xen.domains.map((domain) => ({
+    ...domain,
+    id: `domain-${domain.domid}`,
+    screen: domain.screen ? `/screen/${domain.domid}` : null,
+    ...belongings(xen, domain.domid),
+  }));
   sync(document.getElementById("domains"), parts, createDomain, updateDomain);
   drawWires(xen, showThing);
 }
