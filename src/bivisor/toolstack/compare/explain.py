@@ -117,16 +117,16 @@ def _xen_pvh(facts: _Facts) -> str:
 
 def _xen_pv(facts: _Facts) -> str:
     programs, disk = facts.counts("programs"), facts.counts("requests")
-    calls = facts.times("xen-pvh", "calls")
+    calls, started = facts.times("xen-pvh", "calls"), facts.times("xen-pvh", "programs")
     return f"""
     Devices are a PVH domain's, but the kernel itself has no privilege: page tables, segments and stacks are changed by
     asking. A program started and ended takes {facts.each("programs", programs.all_hypercalls)} hypercalls,
-    {facts.most("programs", "hypercalls")}, because the tables of a process in being are read-only to their owner, and
-    {facts.times("xen-pvh", "programs")} the time of a PVH domain's. Each change of the task is hypercalls as well, and
-    so a read that waits takes {facts.each("requests", disk.all_hypercalls)} of them instead of one.
-    A system call enters the hypervisor's code first, and is passed
-    on to the kernel ({calls or "more than once"} the time of PVH's, with dd's own work in it).
-    Until user space it is {facts.counts(BOOT).all_hypercalls:,} hypercalls, {facts.most(BOOT, "hypercalls")}.
+    {facts.most("programs", "hypercalls")}, because the tables of a process in being are read-only to their
+    owner{_beside(started, "PVH's time")}. Each change of the task is hypercalls as well, and so a read that waits takes
+    {facts.each("requests", disk.all_hypercalls)} of them instead of one; xen_version among them is how Linux has
+    events delivered that came while it had them masked. A system call enters the hypervisor's code first, and is passed
+    on to the kernel{_beside(calls, "PVH's time")}. Until user space it is
+    {facts.counts(BOOT).all_hypercalls:,} hypercalls, {facts.most(BOOT, "hypercalls")}.
     """
 
 

@@ -14,7 +14,7 @@ from bivisor.cpu.measure import cpl0_speed
 from bivisor.cpu.select import INTERPRETING_BELOW, millions, open_engine
 from bivisor.errors import BivisorError, HostError
 from bivisor.events import Events
-from bivisor.image import Guest, ProgressFactory, quiet
+from bivisor.image import Guest, ProgressFactory, default_guest, quiet
 from bivisor.image.pckernel import pc_guest
 from bivisor.toolstack.compare import workload
 from bivisor.toolstack.compare.console import Console
@@ -45,7 +45,7 @@ def compare(
     """Run the rows named in `only`, all where it is empty; `tell` hears what is going on. A row that cannot be is there
     with its reason. HostError where there is no kernel or engine."""
     began = time.perf_counter()
-    guest = guest or pc_guest(progress)
+    guest = guest or _guest(tell, progress)
     found = []
     with open_engine(engine)[0] as opened:
         slow = _slowness(opened)
@@ -56,6 +56,15 @@ def compare(
                 tell(_summary(row, found[-1]))
         name = opened.name
     return Comparison(name, guest.release, MEMORY, tuple(found), time.perf_counter() - began, event_cost() * 1e6)
+
+
+def _guest(tell: Tell, progress: ProgressFactory) -> Guest:
+    """The kernel with a PC's drivers; where it cannot be had, the default guest's, which has none for the e1000."""
+    try:
+        return pc_guest(progress)
+    except HostError as error:
+        tell(f"no kernel with every driver ({error}): taking the default guest's")
+        return default_guest(progress)
 
 
 def _slowness(engine: Engine) -> str:
