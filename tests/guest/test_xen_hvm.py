@@ -1,0 +1,136 @@
+"""HVM domains: the disk image that a PC boots from, under Xen, with PV drivers after unplug and without them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bivisor.abi.xen.xen import ShutdownReason
+from bivisor.dom0.net.wire import Wire
+from bivisor.image.disk import build_disk
+from bivisor.image.pckernel import pc_guest
+from bivisor.image.progress import quiet
+from bivisor.toolstack.domu import DomU
+from bivisor.toolstack.feed import Feed
+from bivisor.toolstack.hvm import HvmDomain
+from bivisor.toolstack.xenhost import XenHost
+from bivisor.toolstack.xlconfig import read_config
+
+pytestmark = pytest.mark.guest
+
+PATIENCE = 150.0
+DATA = 64 << 20
+ENGINE = "soft"
+"""On `kvm` SeaBIOS and GRUB are carried out one exit at a time in Python, which takes minutes in the rig."""
+MAC = "00:16:3e:00:00:07"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A disk of random bytes, and their checksum."""
+    path = tmp_path_factory.mktemp("data") / "data.img"
+    content = os.urandom(DATA)
+    path.write_bytes(content)
+    yield path, hashlib.sha256(content).hexdigest()
+    path.unlink()
+
+
+def image(folder: Path, **options: object) -> Path:
+    """The disk image, made with `options`."""
+    copy = folder / "disk.img"
+    shutil.copyfile(build_disk(progress=quiet, **options), copy)  # type: ignore[arg-type]
+    return copy
+
+
+class Person:
+    """Somebody at the serial console of a domain."""
+
+    def __init__(self, domain: DomU) -> None:
+        self.domain = domain
+
+    def log_in(self) -> None:
+        self.domain.wait_for("bivisor login:", PATIENCE)
+        self.domain.send("root\n")
+        self.domain.wait_for("/root # ", PATIENCE)
+
+    def run(self, command: str) -> list[str]:
+        """What a command prints, line by line."""
+        self.domain.send(f"echo st''art; {command}; echo; echo en''d\n")
+        self.domain.wait_for("start\r\n", PATIENCE)
+        said = self.domain.wait_for("\r\nend\r\n", PATIENCE).decode(errors="replace")
+        self.domain.wait_for("/root # ", PATIENCE)
+        return said.removesuffix("\r\nend\r\n").split("\r\n")[:-1] or [said.removesuffix("\r\nend\r\n")]
+
+
+def create(host: XenHost, *keys: str) -> Person:
+    config = read_config(None, ["name=hvm", "type=hvm", "memory=192", 'on_reboot="preserve"', *keys]).config
+    return Person(host.create_from(config, feed=Feed()))
+
+
+def test_pv_drivers_take_over_from_the_emulated_disks(tmp_path: Path, data: tuple[Path, str]) -> None:
+    disk, (random_data, checksum) = image(tmp_path), data
+    disc = tmp_path / "disc.iso"
+    disc.write_bytes(b"a disc".ljust(4096, b"."))
+    with XenHost(ENGINE) as host:
+        person = create(
+            host,
+            f'disk=["{disk},raw,hda,rw", "{random_data},raw,hdb,ro", "{disc},raw,hdc,cdrom"]',
+            f'vif=["mac={MAC}"]',
+            "hdtype=ahci",
+        )
+        domain = person.domain
+        person.log_in()
+        assert person.run("echo $(ls /sys/block)")[0].split() == ["sr0", "xvda", "xvdb"]
+        assert person.run("sha256sum /dev/xvdb")[0].startswith(checksum)
+        assert person.run("echo $(head -c 6 /dev/sr0)") == ["a disc"]
+        (driver,) = person.run("readlink /sys/class/net/eth0/device/driver")
+        assert driver.endswith("/bus/xen/drivers/vif")
+        names = person.run("(cd /sys/class/dmi/id; cat sys_vendor product_name bios_vendor /sys/hypervisor/type)")
+        assert names == ["Xen", "HVM domU", "Xen", "xen"]
+        functions = person.run("echo $(cd /sys/bus/pci/devices; cat */vendor */device */class)")[0].split()
+        assert functions == [
+            "0x8086", "0x8086", "0x8086", "0x8086", "0x5853", "0x1234",
+            "0x1237", "0x7000", "0x7010", "0x7113", "0x0001", "0x1111",
+            "0x060000", "0x060100", "0x010180", "0x068000", "0xff8000", "0x030000",
+        ]  # fmt: skip
+        built = domain._built
+        assert isinstance(built, HvmDomain) and built.board is not None
+        with host.loop.lock:
+            frame = built.board.vga.frame()
+        assert (frame.width, frame.height) == (720, 400) and any(frame.pixels)
+        assert any(b"(d1) Booting from Hard Disk" in line for line in bytes(host.xen.log).splitlines())
+        domain.shutdown()
+        assert domain.wait(PATIENCE) is ShutdownReason.POWEROFF
+        assert host.error is None
+
+
+def test_the_emulated_devices_stay_where_the_guest_wants_them(tmp_path: Path, data: tuple[Path, str]) -> None:
+    """With a kernel that has drivers of hardware. What it writes to its devices' ports in the end harms nobody else."""
+    disk = image(tmp_path, guest=pc_guest(quiet), words="panic=-1 xen_emul_unplug=never")
+    random_data, checksum = data
+    with XenHost(ENGINE) as host:
+        disks = f'disk=["{disk},raw,xvda,rw", "{random_data},raw,xvdb,ro"]'
+        person = create(host, "hdtype=ahci", disks, f'vif=["mac={MAC}"]')
+        domain = person.domain
+        person.log_in()
+        assert person.run("echo $(ls /sys/block)")[0].split() == ["sda", "sdb"]
+        # libata may find them in any order: it is the one without a partition
+        (said,) = person.run("for disk in sda sdb; do [ -e /sys/block/$disk/${disk}1 ] || sha256sum /dev/$disk; done")
+        assert said.startswith(checksum)
+        assert person.run("grep -c ahci /proc/interrupts") == ["1"]
+        written = person.run("dd if=/dev/zero of=/root/x bs=1M count=8 2>/dev/null; sync; wc -c </root/x")
+        assert written == [str(8 << 20)]
+        (driver,) = person.run("readlink /sys/class/net/eth0/device/driver")
+        assert driver.endswith("/bus/pci/drivers/e1000")
+        person.run("ifconfig eth0 10.9.9.2 up; sleep 1; ping -c 1 -W 1 10.9.9.1")
+        with host.loop.lock:
+            assert isinstance(host.networks.bridge("xenbr0").where(bytes.fromhex(MAC.replace(":", ""))), Wire)
+        person.run("dd if=/dev/urandom of=/dev/port bs=1 seek=45056 count=20000 2>/dev/null")
+        domain.send("echo b >/proc/sysrq-trigger\n")
+        assert domain.wait(PATIENCE) is ShutdownReason.REBOOT
+        assert domain.error is None and host.error is None
