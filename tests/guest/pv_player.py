@@ -44,6 +44,7 @@ def kernel(path: Path, code: bytes = _START + _LOOP) -> Path:
         (
             _note(ElfNote.GUEST_OS, b"player\0"),
             _note(ElfNote.LOADER, b"generic\0"),
+            _note(ElfNote.XEN_VERSION, b"xen-3.0\0"),
             _note(ElfNote.VIRT_BASE, struct.pack("<Q", BASE)),
             _note(ElfNote.ENTRY, struct.pack("<Q", BASE + KERNEL)),
         )
@@ -51,7 +52,7 @@ def kernel(path: Path, code: bytes = _START + _LOOP) -> Path:
     start = elf.EHDR64.size + 2 * elf.PHDR64.size
     ident = elf.ELFMAG + bytes([elf.ELFCLASS64, elf.ELFDATA2LSB, 1]) + bytes(9)
     header = elf.EHDR64.pack(ident, elf.ET_EXEC, elf.EM_X86_64, 1, KERNEL, elf.EHDR64.size, 0, 0, 64, 56, 2, 0, 0, 0)
-    load = elf.PHDR64.pack(elf.PT_LOAD, 7, start, BASE + KERNEL, KERNEL, len(code), _SIZE, 4096)
+    load = elf.PHDR64.pack(elf.PT_LOAD, 7, start, BASE + KERNEL, KERNEL, len(code), max(_SIZE, len(code)), 4096)
     note = elf.PHDR64.pack(elf.PT_NOTE, 4, start + len(code), 0, 0, len(notes), len(notes), 4)
     path.write_bytes(header + load + note + code + notes)
     return path

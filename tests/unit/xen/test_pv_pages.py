@@ -61,14 +61,15 @@ def test_a_pin_of_the_wrong_kind_is_refused(level: int) -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    [FRAMES << 12 | P, 1 << 45 | P | RW, 41 << 12 | P | PS, 41 << 12 | P | 1 << 52, 999 << 12 | P],
+    [FRAMES << 12 | P, 1 << 45 | P | RW, 41 << 12 | P | PS, 41 << 12 | P | 1 << 62, 999 << 12 | P],
     ids=["behind the memory", "far away", "large", "reserved bit", "not shared"],
 )
 def test_foreign_and_out_of_range_frames_are_refused_at_every_level(entry: int) -> None:
     table = Table()
     table.pages.pin(table.tree(), L4)
     for mfn in (ROOT, 2, 3, LEAF):
-        with refused(Errno.EINVAL):
+        beyond = mfn == LEAF and entry & ~0xFFF >= FRAMES << 12 and not entry >> 62  # it could be a device's
+        with refused(Errno.EPERM if beyond else Errno.EINVAL):
             table.pages.update(mfn << 12 | 8, entry, False)
     with refused(Errno.EINVAL):
         table.pages.update(entry & ~0xFFF, 0, False) if entry >> 12 >= FRAMES else table.pages.update(1 << 50, 0, False)
@@ -91,16 +92,30 @@ def test_the_hypervisors_slots_and_the_users_right_to_the_kernels_half_are_not_t
 
 @pytest.mark.parametrize(
     "descriptor",
-    [0x0000_8E00_0008_0000, 0x0000_EC00_0008_0000, 0x0000_8900_0000_0067, 0x0000_8200_0000_0067],
-    ids=["interrupt gate", "call gate", "task state", "local table"],
+    [
+        0x0000_8E00_0008_0000,
+        0x0000_EC00_E008_0000,
+        0x0000_EC01_0008_0000,
+        0x0000_E500_0008_0000,
+        0x0000_8900_0000_0067,
+        0x0000_8200_0000_0067,
+    ],
+    ids=["interrupt gate", "call gate to the hypervisor", "call gate with words", "task gate", "state", "local table"],
 )
-def test_gates_and_system_descriptors_are_refused(descriptor: int) -> None:
+def test_descriptors_that_could_lead_to_ring_0_are_refused(descriptor: int) -> None:
     table = Table()
     with refused(Errno.EINVAL):
         table.pages.update_descriptor(30 << 12, descriptor)
     table.put(30, 5, descriptor)
     with refused(Errno.EINVAL):
         table.pages.get(30, DESCRIPTORS)
+
+
+def test_a_call_gate_leads_to_programs_code() -> None:
+    table = Table()
+    for selector, becomes in ((0x0008, 0x000B), (0xE030, 0xE033)):
+        table.pages.update_descriptor(30 << 12, 0x0000_EC00_0000_0000 | selector << 16)
+        assert table.words[30 << 9] == 0x0000_EC00_0000_0000 | becomes << 16
 
 
 def test_descriptors_are_for_programs_and_their_page_cannot_be_written() -> None:

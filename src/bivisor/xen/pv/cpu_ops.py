@@ -12,7 +12,11 @@ from bivisor.xen.pv.call import PvCall
 
 _CANONICAL_TOP = (0, 0x1FFFF)
 _DEBUG_ADDRESSES = range(4)
-_DR6, _DR7 = 6, 7
+_DR4, _DR6, _DR7 = 4, 6, 7
+_DR6_BITS, _DR6_ONES = 0xE00F, 0xFFFF_0FF0
+_DR7_BITS, _DR7_ONES, _DR7_GENERAL_DETECT = 0xFFFF_03FF, 0x400, 1 << 13
+_HYPERVISOR = range(0x1FF_FF00, 0x1FF_FF10)
+"""Bits 39 and up of the hypervisor's addresses."""
 
 
 def canonical(address: int) -> None:
@@ -54,19 +58,19 @@ def update_descriptor(call: PvCall, address: int, descriptor: int, *_: int) -> i
 
 
 def stack_switch(call: PvCall, _: int, rsp: int, *__: int) -> int:
-    """HYPERVISOR_stack_switch(ss, esp): where the kernel's stack is when a program is left."""
-    canonical(rsp)
+    """HYPERVISOR_stack_switch(ss, esp): where the kernel's stack is when a program is left. One that is nowhere is the
+    end of the domain when it is used."""
     call.machine.private.set_stack(rsp)
     return 0
 
 
 def set_callbacks(call: PvCall, event: int, failsafe: int, syscall: int, *_: int) -> int:
-    """HYPERVISOR_set_callbacks(event, failsafe, syscall)."""
-    for address in (event, failsafe, syscall):
-        canonical(address)
+    """HYPERVISOR_set_callbacks(event, failsafe, syscall): what cannot be an address is passed over, as in Xen."""
     private = call.machine.private
-    private.set_callback(CallbackType.EVENT, event, masks_events=True)
-    private.set_callback(CallbackType.SYSCALL, syscall, masks_events=False)
+    wanted = ((CallbackType.EVENT, event), (CallbackType.FAILSAFE, failsafe), (CallbackType.SYSCALL, syscall))
+    for kind, address in wanted:
+        if address >> 47 in _CANONICAL_TOP:
+            private.set_callback(kind, address, masks_events=kind == CallbackType.EVENT)
     return 0
 
 
@@ -117,20 +121,30 @@ def set_segment_base(call: PvCall, which: int, base: int, *_: int) -> int:
 
 def set_debugreg(call: PvCall, number: int, value: int, *_: int) -> int:
     """HYPERVISOR_set_debugreg(number, value): what is set can be read back; the engine traps nothing by it."""
+    number = _debug_register(number)
     if number in _DEBUG_ADDRESSES:
-        if value >> 47:
+        if value >> 47 not in _CANONICAL_TOP or value >> 39 in _HYPERVISOR:
             raise XenError(Errno.EPERM)
-    elif number not in (_DR6, _DR7):
-        raise XenError(Errno.EINVAL if number > _DR7 else Errno.ENODEV)
+    elif number == _DR6:
+        value = value & _DR6_BITS | _DR6_ONES
+    elif value & _DR7_GENERAL_DETECT:
+        raise XenError(Errno.EPERM)
+    else:
+        value = value & _DR7_BITS | _DR7_ONES
     call.machine.debug[number] = value
     return 0
 
 
+def _debug_register(number: int) -> int:
+    """4 and 5 are other names of 6 and 7 (SDM volume 3, 18.2.2). XenError(ENODEV)."""
+    if number not in _DEBUG_ADDRESSES and not _DR4 <= number <= _DR7:
+        raise XenError(Errno.ENODEV)
+    return number | 2 if _DR4 <= number < _DR6 else number
+
+
 def get_debugreg(call: PvCall, number: int, *_: int) -> int:
     """HYPERVISOR_get_debugreg(number)."""
-    if number in _DEBUG_ADDRESSES or number in (_DR6, _DR7):
-        return call.machine.debug[number]
-    raise XenError(Errno.ENODEV if number < _DR6 else Errno.EINVAL)
+    return call.machine.debug[_debug_register(number)]
 
 
 def physdev_op(call: PvCall, cmd: int, arg: int, *_: int) -> int:

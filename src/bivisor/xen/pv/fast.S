@@ -38,7 +38,7 @@
         .set GONE,      7
 
         .set ADDRESS,   0x000ffffffffff000
-        .set FORBIDDEN, 0x7ff0000000000098      # PWT, PCD, PAT, and bits 52 to 62
+        .set FORBIDDEN, 0x4000000000000098      # PWT, PCD, PAT, and bit 62
         .set COUNTED,   0x7ffffffffffff09b      # all but A, D, G, US, XD and the bits of the kernel's own
 
 fast:   mov     rax, [rsi + S_INFO]

@@ -51,7 +51,7 @@ def mmu_update(call: PvCall, list_: int, count: int, done_at: int = 0, domains: 
         except IndexError:
             raise XenError(Errno.EFAULT) from None
         kind = address & 3
-        if kind != abi.MMU_MACHPHYS_UPDATE:
+        if kind != abi.MMU_MACHPHYS_UPDATE or address & 4:
             pages.update(address & -4, value, kind == abi.MMU_PT_UPDATE_PRESERVE_AD)
             return 0
     count &= 0xFFFF_FFFF
@@ -65,7 +65,7 @@ def mmu_update(call: PvCall, list_: int, count: int, done_at: int = 0, domains: 
         for at in range(0, _SIZE * part, _SIZE):
             address, value = _UPDATE(data, at)
             kind = address & 3
-            if kind != abi.MMU_MACHPHYS_UPDATE:
+            if kind != abi.MMU_MACHPHYS_UPDATE or address & 4:
                 update(address & -4, value, kind == abi.MMU_PT_UPDATE_PRESERVE_AD)
             else:
                 _machphys(call.machine, address >> 12, value)
@@ -162,7 +162,7 @@ _EXT: dict[int, Callable[[PvMachine, int, int], None]] = {
     MmuExt.INVLPG_LOCAL: _flush_page,
     MmuExt.INVLPG_ALL: lambda machine, va, _: machine.frames.flush_page(va),
     MmuExt.FLUSH_CACHE: _refuse(Errno.EACCES),
-    MmuExt.FLUSH_CACHE_GLOBAL: _refuse(Errno.EPERM),
+    MmuExt.FLUSH_CACHE_GLOBAL: _refuse(Errno.EINVAL),
     MmuExt.SET_LDT: _set_ldt,
     MmuExt.CLEAR_PAGE: _clear,
     MmuExt.COPY_PAGE: _copy,

@@ -26,8 +26,9 @@ NONE, L1, L2, L3, L4, DESCRIPTORS, WRITABLE, GONE = range(8)
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _P, _RW, _PRESENT_WRITABLE = 1, 2, 3
 _HIGH: Final = 0x7FF << 52
-_L1_FORBIDDEN: Final = _HIGH | int(Pte.PWT | Pte.PCD | Pte.PS)
-_UPPER_FORBIDDEN: Final = _L1_FORBIDDEN | int(Pte.G)
+_L1_FORBIDDEN: Final = 1 << 62 | int(Pte.PWT | Pte.PCD | Pte.PS)
+_UPPER_FORBIDDEN: Final = _HIGH | int(Pte.PWT | Pte.PCD | Pte.PS | Pte.G)
+_NO_FRAME: Final = (1 << 40) - 1
 _USER: Final = int(Pte.US)
 _L1_PLAIN: Final = int(Pte.A | Pte.D | Pte.G | Pte.US | Pte.XD) | 0xE00
 _L1_COUNTED: Final = ~_L1_PLAIN
@@ -179,8 +180,8 @@ class Pages:
             raise XenError(Errno.EINVAL)
         mfn = (entry & _ADDRESS) >> 12
         if mfn >= self.frames or mfn in self._absent:
-            if not self._extra(mfn):
-                raise XenError(Errno.EINVAL)
+            if not self._extra(mfn):  # what is no memory could be a device's
+                raise XenError(Errno.EPERM if self.frames <= mfn != _NO_FRAME else Errno.EINVAL)
         elif entry & _RW:
             if self.kind[mfn] == WRITABLE:
                 self.count[mfn] += 1
@@ -251,9 +252,12 @@ class Pages:
             self._flush()
 
     def update(self, address: int, value: int, preserve: bool) -> None:
-        """MMU_NORMAL_PT_UPDATE and MMU_PT_UPDATE_PRESERVE_AD. XenError: EINVAL, EBUSY."""
+        """MMU_NORMAL_PT_UPDATE and MMU_PT_UPDATE_PRESERVE_AD. XenError: EINVAL, EBUSY, EPERM for a frame of no memory,
+        ENOSYS for an address that names no such command."""
         mfn = address >> 12
-        if address & 7 or mfn >= self.frames:
+        if address & 7:
+            raise XenError(Errno.ENOSYS)
+        if mfn >= self.frames:
             raise XenError(Errno.EINVAL)
         index = address >> 3
         if preserve:

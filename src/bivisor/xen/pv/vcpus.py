@@ -203,7 +203,10 @@ def pv_vcpu_op(call: PvCall, cmd: int, index: int, arg: int, *_: int) -> int:
 
 
 def processors_of(call: PvCall, mask: int) -> list[PvMachine]:
-    """Those whose bits are set at `mask`: as many as the domain has. XenError(EFAULT)."""
+    """Those whose bits are set at `mask`: as many as the domain has. XenError(EINVAL) where the guest has no such."""
     machines = call.machine.frames.machines
-    bits = int.from_bytes(call.read(mask, -(-len(machines) // 8)), "little")
+    try:
+        bits = int.from_bytes(call.read(mask, -(-len(machines) // 8)), "little")
+    except XenError:
+        raise XenError(Errno.EINVAL) from None
     return [machine for machine in machines if bits >> machine.index & 1]
