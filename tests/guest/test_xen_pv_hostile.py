@@ -94,6 +94,9 @@ ENDS = {
     "no handler": "0f0b",  # ud2
     "a stack that is not mapped": "48c7c400000010 0f0b",  # mov rsp, 0x10000000; ud2
     "a stack that is the hypervisor's code": "48bc0018000080 80ffff 0f0b",  # mov rsp, the page of stub.S; ud2
+    # stack_switch(0, 1 << 50), and HYPERVISOR_iret to a program at 0
+    "a stack for programs to be left on that is no address": "b803000000 31ff 48be0000000000000400 0f05"
+    "682be00000 54 6802020000 6833e00000 6a00 6a00 6a00 6a00 6a00 b817000000 0f05",
     "a jump to nowhere": "31c0 ffe0",  # xor eax, eax; jmp rax
     "a load of its own descriptors": "0f011c2500000000",  # lidt [0]
     "a page table of its own by CR3": "31c0 0f22d8",  # xor eax, eax; mov cr3, rax
