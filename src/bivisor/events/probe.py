@@ -128,11 +128,16 @@ class Probe:
     """What one place has to do while there are listeners or hooks: make the event, `ask` if there are hooks, do the
     thing, and say that it is `over`. `clock` gives the time for events."""
 
-    __slots__ = ("_listeners", "clock", "hooks")
+    __slots__ = ("_listeners", "clock", "hooks", "names")
 
     clock: Callable[[], int]
+    names: tuple[str, ...] | None
+    """The words that anybody asks by; None where somebody wants everything."""
 
-    def __init__(self, listeners: Iterable[Listener], hooks: Iterable[Hook], clock: Callable[[], int]) -> None:
+    def __init__(self, listeners: Collection[Listener], hooks: Collection[Hook], clock: Callable[[], int]) -> None:
+        filters = [*(each.filter for each in listeners), *(each.filter for each in hooks)]
+        asked = [each.names for each in filters if each.names is not None]
+        self.names = tuple(name for names in asked for name in names) if len(asked) == len(filters) else None
         self._listeners = tuple(listener.tell for listener in listeners)
         self.hooks = tuple(hooks)
         self.clock = clock

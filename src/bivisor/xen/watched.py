@@ -7,15 +7,17 @@ of a multicall are seen as well, each by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 
 from bivisor.events import Answer, Delay, Deny, Hypercall, Kind, Probe, Site
 from bivisor.xen.call import Call, Preempted
-from bivisor.xen.decode import decode, name_of
+from bivisor.xen.decode import NAMES, decode, name_of
 from bivisor.xen.errors import XenError
 
 Function = Callable[..., int]
 _MASK = (1 << 64) - 1
 _SIGN = 1 << 63
+_CALLS = frozenset(NAMES.values())
 
 
 def watch_hypercalls(
@@ -38,7 +40,9 @@ class _Watched:
         self._call = call
         self._probe = probe
         self._delayed = -1
-        self.functions = {nr: self._wrapped(nr, function) for nr, function in table.items()}
+        self.functions = {
+            nr: self._wrapped(nr, function) if _may_be(nr, probe.names) else function for nr, function in table.items()
+        }
 
     def _wrapped(self, nr: int, function: Function) -> Function:
         probe, clock, name = self._probe, self._probe.clock, name_of(nr)
@@ -84,6 +88,18 @@ class _Watched:
             case None:
                 return None
         return 0
+
+
+def _may_be(nr: int, names: tuple[str, ...] | None) -> bool:
+    """Whether hypercall `nr` may be what one of `names` asks for: those that cannot are left alone."""
+    if names is None:
+        return True
+    call = name_of(nr)
+    for name in names:
+        head, dot, _ = name.partition(".")
+        if fnmatchcase(call, head) or (not dot and name not in _CALLS):  # a word that may be an operation's
+            return True
+    return False
 
 
 def _signed(value: int) -> int:

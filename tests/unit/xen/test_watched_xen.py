@@ -110,6 +110,20 @@ def test_hypercalls_are_told_by_name_with_arguments_and_result_and_only_while_so
     assert world.call.watched is None
 
 
+def test_a_hypercall_that_nobody_asks_for_by_name_is_left_alone(world: World) -> None:
+    def wrapped(*names: str) -> set[str]:
+        with world.events.subscribe([Kind.HYPERCALL], names=names):
+            assert world.call.watched is not None
+            return {Number(nr).name.lower() for nr, function in world.call.watched.items() if function is not TABLE[nr]}
+
+    assert wrapped("sched_op") == wrapped("sched_op.b*") == {"sched_op"}
+    assert wrapped("*_op.send") == {name for name in wrapped("*") if name.endswith("_op")}
+    assert wrapped("block") == wrapped("*") == {Number(nr).name.lower() for nr in TABLE}
+    with world.events.subscribe([Kind.HYPERCALL], names=["sched_op"]), world.events.subscribe([Kind.HYPERCALL]):
+        assert world.call.watched is not None
+        assert all(function is not TABLE[nr] for nr, function in world.call.watched.items())
+
+
 def test_the_calls_of_a_multicall_are_told_one_by_one(world: World) -> None:
     entries = [(Number.XEN_VERSION, 0, VersionOp.VERSION), (Number.XEN_VERSION, 0, VersionOp.PAGESIZE)]
     data = b"".join(MULTICALL_ENTRY.pack(op, result, argument, 0, 0, 0, 0, 0) for op, result, argument in entries)
