@@ -105,7 +105,8 @@ def test_gdb_stops_a_booting_xen_domain_at_start_kernel_and_at_a_system_call_by_
         assert f"{symbols['start_kernel'].address:#x} in start_kernel ()" in said
         assert f'<linux_banner>:\t"Linux version {guest.release}' in said
         assert f"Breakpoint 2, {symbols['__x64_sys_newuname'].address:#x} in __x64_sys_newuname ()" in said
-        assert re.search(r"<__x64_sys_newuname\+[1-9]", said)
+        # The call of __fentry__ is a NOP by then, unless a breakpoint in memory kept Linux from making it one.
+        assert re.search(r"= .* <(__x64_sys_newuname\+5|__fentry__)>", said)
         domain.wait_for("~ # ")  # it goes on
         assert "killed" in gdb(domain.gdb_port, "kill")
         assert domain.wait(20) is not None
