@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,3 +135,17 @@ def test_the_emulated_devices_stay_where_the_guest_wants_them(tmp_path: Path, da
         domain.send("echo b >/proc/sysrq-trigger\n")
         assert domain.wait(PATIENCE) is ShutdownReason.REBOOT
         assert domain.error is None and host.error is None
+
+
+def test_a_destroyed_domain_gives_everything_back(tmp_path: Path) -> None:
+    disk, disc = tmp_path / "disk.img", tmp_path / "disc.iso"
+    disk.write_bytes(bytes(1 << 20))
+    disc.write_bytes(bytes(4096))
+    disks = f'disk=["{disk},raw,hda,rw", "{disc},raw,hdc,cdrom"]'
+    config = read_config(None, ["name=hvm", "type=hvm", "memory=32", disks, 'vif=[""]']).config
+    with XenHost(ENGINE) as host:
+        left = []
+        for _ in range(3):
+            host.create_from(config, feed=Feed(), paused=True).destroy()
+            left.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+        assert left[1] == left[2]

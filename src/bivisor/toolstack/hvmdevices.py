@@ -60,4 +60,10 @@ def plug_in_card(host: XenHost, built: HvmDomain, vif: Vif) -> None:
     """The emulated card beside a PV network interface, on the same network."""
     with host.loop.lock:
         ours, theirs = cable(host.loop, host.loop)
-        built.add_nic(theirs, vif.mac, host.networks.join(vif, ours))
+        leave = host.networks.join(vif, ours)
+
+        def unplugged() -> None:
+            leave()
+            theirs.close()
+
+        built.add_nic(theirs, vif.mac, unplugged)
