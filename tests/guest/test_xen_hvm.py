@@ -147,5 +147,5 @@ def test_a_destroyed_domain_gives_everything_back(tmp_path: Path) -> None:
         left = []
         for _ in range(3):
             host.create_from(config, feed=Feed(), paused=True).destroy()
-            left.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+            left.append((len(list(Path("/proc/self/fd").iterdir())), threading.active_count()))
         assert left[1] == left[2]
