@@ -49,6 +49,8 @@ STATS_DESC = Struct("<IhHII")  # flags, exponent, size, offset, bucket_size; the
 
 LAPIC_STATE_SIZE = 0x400
 XSAVE_SIZE = 0x1000
+XCRS_SIZE = 392
+XCRS = Struct("<IIIIQ")  # nr_xcrs, flags; of the first: xcr, reserved, value
 XSAVE_MXCSR_MASK = 28  # byte offsets in struct kvm_xsave (SDM 1 13.4)
 XSAVE_XSTATE_BV = 512
 XSTATE_X87_AND_SSE = 3
@@ -118,6 +120,7 @@ class Ioctl(IntEnum):
     GET_CPUID2 = _iowr(0x91, CPUID2.size)
     GET_XSAVE = _ior(0xA4, XSAVE_SIZE)
     SET_XSAVE = _iow(0xA5, XSAVE_SIZE)
+    SET_XCRS = _iow(0xA7, XCRS_SIZE)
     GET_MP_STATE = _ior(0x98, MP_STATE.size)
     SET_MP_STATE = _iow(0x99, MP_STATE.size)
     NMI = _io(0x9A)

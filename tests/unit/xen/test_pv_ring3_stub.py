@@ -11,7 +11,7 @@ import pytest
 
 from bivisor.xen.pv.ring3 import hidden as h
 from bivisor.xen.pv.ring3 import stub
-from bivisor.xen.pv.ring3.block import MOST_STORES, Block
+from bivisor.xen.pv.ring3.block import Block
 from bivisor.xen.pv.ring3.privileged import Privileged, decode
 
 SOURCE = Path(stub.__file__).with_name("stub.S")
@@ -83,17 +83,30 @@ def test_each_processor_has_a_stack_and_data_of_its_own(hidden: h.Hidden) -> Non
         assert struct.unpack_from("<Q", hidden.view, place[0]) == (0x1234,)
 
 
-def test_what_the_stub_is_to_store_ends_with_zero_and_names_an_address_space_only_if_told(hidden: h.Hidden) -> None:
+def test_what_the_stub_is_to_do_ends_with_zeroes_and_names_an_address_space_only_if_told(hidden: h.Hidden) -> None:
     block = hidden.cpus[1]
-    block.stores.clear()
+    block.forget()
     block.set_root(0x5000)
-    block.stores.update({h.WINDOW + 8 * n: n + 1 for n in range(MOST_STORES)})
+    block.stores.update({h.WINDOW + 8 * n: n + 1 for n in range(3)})
+    block.retired |= {7}
     block.work(False)
-    assert not block.stores and block.quads[5] == 0 and block.bytes[1] == 1
-    found = walk(hidden, block.top + 0x2000 + 16 * MOST_STORES)
-    assert found is not None and struct.unpack_from("<Q", hidden.view, found[0]) == (0,)
+    at = 0x2000 // 8
+    wanted = [h.WINDOW, 1, h.WINDOW + 8, 2, h.WINDOW + 16, 3, 0, h.WINDOW + 7 * 4096, 0]
+    assert block.quads[at : at + 9].tolist() == wanted
+    assert not block.stores and not block.retired and block.quads[5] == 0 and block.bytes[1] == 1
     block.work(True)
     assert block.quads[5] == 0x5000
+
+
+def test_what_does_not_fit_is_noticed_before_it_is_written(hidden: h.Hidden) -> None:
+    block = hidden.cpus[0]
+    block.forget()
+    block.retired |= set(range(8190))
+    assert block.fits
+    block.work(False)
+    block.retired |= set(range(8189))
+    block.stores[0] = 0
+    assert not block.fits
 
 
 @pytest.mark.parametrize(

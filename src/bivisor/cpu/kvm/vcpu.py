@@ -211,6 +211,10 @@ class KvmVcpu:
         state.put_fpu(xsave, fpu)
         call(self._fd, Ioctl.SET_XSAVE, xsave)
 
+    def set_xcr0(self, value: int) -> None:
+        """KVM API 4.45 KVM_SET_XCRS: the parts of the FPU's state that programs may use."""
+        call(self._fd, Ioctl.SET_XCRS, abi.XCRS.pack(1, 0, 0, 0, value).ljust(abi.XCRS_SIZE, b"\0"))
+
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """KVM API 4.18 KVM_GET_MSRS. EngineError names the first MSR that does not exist."""
         return self._msrs(Ioctl.GET_MSRS, [(index, 0) for index in indices])

@@ -8,7 +8,7 @@ from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import Hypercall
 from bivisor.cpu.contract import Engine, Vcpu
-from bivisor.cpu.registers import Regs
+from bivisor.cpu.registers import CpuidEntry, Regs
 from bivisor.errors import UsageError
 from bivisor.memory import HOLE_START, PAGE, GuestMemory
 from bivisor.xen.domain import Domain
@@ -95,7 +95,7 @@ class PvGuest(PvhGuest):
         self.machine.filter_msrs([(0, _SEGMENT_BASES[0]), (_SEGMENT_BASES[1], (1 << 32) - _SEGMENT_BASES[1])])
 
     def _processor(self, domain: Domain, vcpu: Vcpu) -> VcpuThread:
-        cpuid = pv_cpuid(self._engine, vcpu, len(self.vcpus), domain.domid, ADDRESS_BITS)
+        cpuid = self._cpuid(domain, vcpu)
         vcpu.set_cpuid(cpuid)
         if not vcpu.index:
             page = domain.frame_for(self.shared_mfn)
@@ -108,6 +108,9 @@ class PvGuest(PvhGuest):
         thread = self._make_thread(domain, vcpu, machine)
         machine.set_info(self.shared_mfn, vcpu.index * abi.SHARED_VCPU_INFO_SIZE)
         return thread
+
+    def _cpuid(self, domain: Domain, vcpu: Vcpu) -> tuple[CpuidEntry, ...]:
+        return pv_cpuid(self._engine, vcpu, len(self.vcpus), domain.domid, ADDRESS_BITS)
 
     def _make_thread(self, domain: Domain, vcpu: Vcpu, machine: PvMachine) -> VcpuThread:
         return PvThread(self, domain, vcpu, machine)

@@ -15,7 +15,7 @@ _INFO, _KSP, _KROOT, _UROOT, _ROOT = 1, 2, 3, 4, 5  # in quads
 _HANDLERS: Final = PAGE // 8
 _FLAGS: Final = 0x1820
 _STORES: Final = 0x2000 // 8
-MOST_STORES: Final = (h.TSS - h.STORES) * PAGE // 16 - 1
+_ROOM: Final = (h.TSS - h.STORES) * PAGE // 8 - 2
 _RO: Final = int(Pte.P | Pte.A | Pte.D)
 _RW: Final = _RO | int(Pte.RW)
 _NX: Final = int(Pte.XD)
@@ -39,6 +39,8 @@ class Block:
         self.second = hidden.view[at + h.SECOND - 64 : at + h.SECOND].cast("Q")
         self.stores: dict[int, int] = {}
         """What the stub is to store: linear addresses of page-table entries, and their values."""
+        self.retired: set[int] = set()
+        """Frames that are no page tables any more."""
         for number in range(258):
             self._handler(number, 0, 0)
         self.bytes[_MODE] = 1
@@ -100,8 +102,18 @@ class Block:
         """Whether the guest gets the exception that the host has looked at."""
         self.bytes[_BOUNCE] = wanted
 
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for what the stub is to do."""
+        return 2 * len(self.stores) + len(self.retired) <= _ROOM
+
+    def forget(self) -> None:
+        """The engine knows no page tables: there is nothing to do."""
+        self.stores.clear()
+        self.retired.clear()
+
     def work(self, flush: bool) -> None:
-        """Have the stub make `stores`, of which there are `MOST_STORES` at most, and forget translations if `flush`."""
+        """Have the stub make `stores`, if they fit, and forget translations if `flush`."""
         quads = self.quads
         at = _STORES
         for address, value in self.stores.items():
@@ -109,6 +121,12 @@ class Block:
             quads[at + 1] = value
             at += 2
         self.stores.clear()
+        quads[at] = 0
+        at += 1
+        for mfn in self.retired:
+            quads[at] = h.WINDOW + mfn * PAGE
+            at += 1
+        self.retired.clear()
         quads[at] = 0
         quads[_ROOT] = quads[_KROOT if self.bytes[_MODE] else _UROOT] if flush else 0
         self.bytes[_WORK] = 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
-from bivisor.abi.x86 import Efer, Msr, Rflags
+from bivisor.abi.x86 import FEATURES, Cr4, Efer, Msr, Rflags
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Interrupted
-from bivisor.cpu.registers import DescriptorTable, Regs, Segment, Sregs
+from bivisor.cpu.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
 from bivisor.errors import UsageError
 from bivisor.memory import PAGE
 from bivisor.xen.domain import Domain
@@ -21,6 +22,8 @@ from bivisor.xen.vcpu_thread import VcpuThread
 
 _FMASK: Final = int(Rflags.AC | Rflags.VM | Rflags.RF | Rflags.NT | Rflags.DF | Rflags.IF | Rflags.TF)
 _ARITHMETIC: Final = 0x8D5
+_XSTATE: Final = 0xD
+_XSAVEOPT: Final = 1
 _STAR: Final = 0xE023 << 48 | h.CODE_SELECTOR << 32
 _KERNEL_CS, _KERNEL_SS = 0xE033, 0xE02B
 
@@ -47,6 +50,21 @@ class Ring3Guest(PvGuest):
         assert isinstance(machine, Ring3Machine)
         return Ring3Thread(self, domain, vcpu, machine)
 
+    def _cpuid(self, domain: Domain, vcpu: Vcpu) -> tuple[CpuidEntry, ...]:
+        """With XSAVE, for all that the host has: a KVM that runs CPL 3 alone shows programs the host's own CPUID and
+        XCR0, so that they use registers which a kernel that knows of SSE alone would not save. XSAVE itself needs no
+        privilege; XSAVES does, and XSAVEC is left out with it."""
+        bit = FEATURES["xsave"]
+        both = 1 << bit.bit | 1 << FEATURES["osxsave"].bit  # a PV kernel looks for the second: Xen turns it on
+        found = []
+        for entry in super()._cpuid(domain, vcpu):
+            if entry.leaf == bit.leaf:
+                entry = replace(entry, ecx=entry.ecx | both)
+            elif entry.leaf == _XSTATE and entry.subleaf == 1:
+                entry = replace(entry, eax=entry.eax & _XSAVEOPT)
+            found.append(entry)
+        return tuple(found)
+
     # ---------------------------------------------------------------- start
 
     def enter(self, index: int, regs: Regs) -> None:
@@ -61,6 +79,7 @@ class Ring3Guest(PvGuest):
             vcpu.set_sregs(sregs)
             self.native = self._syscall_leads_to_cpl0(vcpu)
         vcpu.set_sregs(sregs)
+        self.frames.machines[index].is_shadowed = not self.native
         lstar = block.linear + h.NATIVE * PAGE if self.native else h.GATE
         vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: _FMASK if self.native else 0})
         regs.rflags = regs.rflags & _ARITHMETIC | Rflags.IF | Rflags.FIXED
@@ -74,7 +93,7 @@ class Ring3Guest(PvGuest):
         sregs.tr = Segment(base=block.linear + h.TSS * PAGE, limit=h.TSS_LIMIT, selector=h.TASK, type=11, s=0)
         sregs.gdt = DescriptorTable(block.linear, h.GDT_LIMIT)
         sregs.idt = DescriptorTable(h.IDT, PAGE - 1)
-        sregs.cr0, sregs.cr3, sregs.cr4 = CR0, root * PAGE, CR4
+        sregs.cr0, sregs.cr3, sregs.cr4 = CR0, root * PAGE, CR4 | Cr4.OSXSAVE
         sregs.efer = int(Efer.SCE | Efer.LME | Efer.LMA | Efer.NX)
         return sregs
 

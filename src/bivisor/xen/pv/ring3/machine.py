@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableSequence
+from dataclasses import replace
 from typing import Final
 
 from bivisor.abi.x86 import Msr
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.kvm.live import LiveRegisters
+from bivisor.cpu.registers import CpuidEntry
+from bivisor.cpu.soft.model import CpuidTable
 from bivisor.xen.pv.frames import Frames
 from bivisor.xen.pv.machine import PvMachine
-from bivisor.xen.pv.ring3.block import MOST_STORES, Block
+from bivisor.xen.pv.ring3.block import Block
 from bivisor.xen.pv.ring3.pages import Ring3Pages
 from bivisor.xen.pv.ring3.privileged import Privileged, decode
 
+_XSTATE, _LEGACY_SIZE = 0xD, 576
 _LONGEST: Final = 15
 _PIT_COUNTER_2: Final = 0x42
 _MASK32: Final = (1 << 32) - 1
+_HIGH32: Final = _MASK32 << 32
 _CC_FLAGS: Final = 0x8D5
 _ORDER: Final = (0, 2, 3, 1, 6, 7, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15)
 """Where struct kvm_regs has the registers, in the order of their encoding."""
@@ -81,6 +86,23 @@ class Ring3Machine(PvMachine):
     pages: Ring3Pages
     private: Block  # type: ignore[assignment]
 
+    def __init__(self, frames: Frames, index: int, cpuid: tuple[CpuidEntry, ...]) -> None:
+        super().__init__(frames, index, cpuid)
+        self._entries = cpuid
+
+    def _xsetbv(self, value: int) -> bool:
+        """XCR0 is `value` from now on, and CPUID says how large its state is (SDM volume 1, 13.2)."""
+        if not self.set_xcr0(value):
+            return False
+        parts = [
+            e for e in self._entries if e.leaf == _XSTATE and (e.subleaf or 0) > 1 and value >> (e.subleaf or 0) & 1
+        ]
+        size = max((e.eax + e.ebx for e in parts), default=_LEGACY_SIZE)
+        self._cpuid = CpuidTable(
+            tuple(replace(e, ebx=size) if e.leaf == _XSTATE and not e.subleaf else e for e in self._entries)
+        )
+        return True
+
     def start(self, root: int) -> None:
         """See `PvMachine.start`."""
         super().start(root)
@@ -93,22 +115,29 @@ class Ring3Machine(PvMachine):
 
     def collect(self) -> None:
         """What was done to page tables is for this processor to repeat. With the lock under which it was done."""
-        stores = self.pages.stores
-        if stores:
-            self.private.stores.update(stores)
-            stores.clear()
+        pages, block = self.pages, self.private
+        if pages.stores:
+            block.stores.update(pages.stores)
+            pages.stores.clear()
+        if pages.retired:
+            block.retired |= pages.retired
+            pages.retired.clear()
 
     def settle(self) -> None:
         """Before the guest goes on: have the stub do what hypercalls did to page tables."""
         block = self.private
-        if not (self.cpu.flush or block.stores):
+        if not self.is_shadowed:
+            block.forget()
+        if not (self.cpu.flush or block.stores or block.retired):
             return
-        if len(block.stores) > MOST_STORES:
+        if not block.fits:
             self.forget_all()
-            block.stores.clear()
+            block.forget()
         flush, self.cpu.flush = self.cpu.flush, False
         block.work(flush)
 
+    is_shadowed = True
+    """Whether the engine keeps page tables of its own, which follow the guest's only if CPL 0 stores there."""
     forget_all: Callable[[], None]
     """Have every processor forget all that it knows of page tables, however long that takes."""
 
@@ -130,6 +159,8 @@ class Ring3Machine(PvMachine):
                 regs[0], regs[2] = value & _MASK32, value >> 32
             case "wrmsr":
                 return self.write_msr(regs[1] & _MASK32, regs[2] << 32 | regs[0] & _MASK32)
+            case "xsetbv":
+                return not regs[1] & _MASK32 and self._xsetbv(regs[2] << 32 & _HIGH32 | regs[0] & _MASK32)
             case "clts":
                 self.set_task_switched(False)
             case "cpuid":
@@ -151,6 +182,7 @@ class Ring3Machine(PvMachine):
 
     read_msr: Callable[[int], int | None]
     write_msr: Callable[[int, int], bool]
+    set_xcr0: Callable[[int], bool]
 
 
 class Ring3Cpu:

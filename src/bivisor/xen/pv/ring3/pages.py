@@ -20,7 +20,9 @@ _US: Final = int(Pte.US)
 
 class Ring3Pages(Pages):
     """See `Pages`. What changes in page tables that a processor may know is noted in `stores`, by where the stub has
-    it: a processor whose page tables are shadowed sees only what is stored at CPL 0 (see stub.S, WORK)."""
+    it: a processor whose page tables are shadowed sees only what is stored at CPL 0 (see stub.S, WORK). `retired` are
+    frames that are no page tables any more: as long as the engine does not know, each store of the guest there is
+    emulated, and `kvm_pvm` stores old contents of SSE registers then."""
 
     def __init__(
         self,
@@ -32,6 +34,7 @@ class Ring3Pages(Pages):
     ) -> None:
         super().__init__(words, absent, extra, slots, flush)
         self.stores: dict[int, int] = {}
+        self.retired: set[int] = set()
 
     def set_l1(self, index: int, new: int) -> None:
         """See `Pages.set_l1`."""
@@ -53,6 +56,10 @@ class Ring3Pages(Pages):
         super().update(address, value, preserve)
         index = address >> 3
         self.stores[WINDOW + 8 * index] = self.words[index]
+
+    def _devalidate(self, mfn: int, kind: int, end: int) -> None:
+        super()._devalidate(mfn, kind, end)
+        self.retired.add(mfn)
 
     def _validate(self, mfn: int, kind: int) -> None:
         super()._validate(mfn, kind)

@@ -63,6 +63,8 @@ def _decode(code: bytes) -> Privileged | None:
         return None
     opcode = code[at]
     at += 1
+    if opcode == 0x01 and code[at] == 0xD1:
+        return Privileged("xsetbv", at + 1)
     if opcode in _TWO:
         return Privileged(_TWO[opcode], at)
     if opcode not in _MOVES:

@@ -25,7 +25,8 @@
         .set SAVED_RSP, 48
         .set HANDLERS,  0x1000                  # u64[258]
         .set FLAGS,     0x1820                  # u8[258]: 4 where it wants events masked
-        .set STORES,    0x2000                  # {u64 address, u64 value}, up to an address of 0
+        .set STORES,    0x2000                  # {u64 address, u64 value}, up to an address of 0; then addresses of
+                                                # what are no page tables any more, up to 0
         .set SECOND,    2048                    # from T to the top of the second stack
 
         .set EVENT,     256
@@ -125,6 +126,12 @@ entries:                                        # offsets that stub.py's user re
 6:      mov     rcx, [r11]
         test    rcx, rcx
         jnz     5b
+        jmp     9f
+8:      lock or word ptr [rcx], 0               # two bytes: the engine takes it for a page table no longer
+        add     r11, 8
+9:      mov     rcx, [r11 + 8]
+        test    rcx, rcx
+        jnz     8b
         mov     rcx, [rsp + 8 + 8 * \n + ROOT]
         test    rcx, rcx
         jz      7f

@@ -11,6 +11,7 @@ from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, ShutdownReason
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Exit, Hypercall, InterruptWindow
+from bivisor.errors import EngineError
 from bivisor.memory import PAGE
 from bivisor.xen.call import Preempted
 from bivisor.xen.domain import Domain, State
@@ -62,6 +63,7 @@ class Ring3Thread(VcpuThread):
         machine.cpu = Ring3Cpu(vcpu, live, self._block)
         machine.cpu.hold = self.hold
         machine.read_msr, machine.write_msr = self._read_msr, self._write_msr
+        machine.set_xcr0 = self._set_xcr0
         machine.forget_all = guest.forget_page_tables
         for port, exit_ in ((CALL_PORT, CALL), (TRAP_PORT, TRAP), (CRASH_PORT, CRASH)):
             vcpu.door(port, exit_)  # type: ignore[attr-defined]
@@ -195,6 +197,14 @@ class Ring3Thread(VcpuThread):
         if index in _BASES:
             return self.vcpu.get_msrs([index])[index]
         return READABLE.get(index)
+
+    def _set_xcr0(self, value: int) -> bool:
+        """XSETBV, by which the kernel says what it saves. False where the processor has not all of it."""
+        try:
+            self.vcpu.set_xcr0(value)  # type: ignore[attr-defined]
+        except EngineError:
+            return False
+        return True
 
     def _write_msr(self, index: int, value: int) -> bool:
         if index in _BASES and value >> 47 in (0, 0x1FFFF):
