@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from html import escape
+from textwrap import fill
 
 from bivisor.toolstack.compare.explain import explain
 from bivisor.toolstack.compare.picture import svg
 from bivisor.toolstack.compare.result import PROCESSOR, Comparison
 from bivisor.toolstack.compare.table import Table, as_markdown, figures_table, happenings_tables, row_of, turned
 
+_WIDTH = 120
 _STYLE = """
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 svg { max-width: 100%; height: auto }
@@ -57,11 +59,11 @@ def markdown(comparison: Comparison, picture: str) -> str:
     """The page as Markdown; `picture` is where its picture will be, from there."""
     parts = [
         "# One guest, six ways to virtualize it",
-        f"`bivisor compare` measured and wrote this page. {introduction(comparison)}",
+        fill(f"`bivisor compare` measured and wrote this page. {introduction(comparison)}", _WIDTH),
         f"![The figures as bars]({picture})",
         as_markdown(figures_table(comparison)),
         "## Why",
-        *(f"**{row_of(result).title}.** {explain(comparison, result)}" for result in comparison.rows),
+        *(fill(f"**{row_of(result).title}.** {explain(comparison, result)}", _WIDTH) for result in comparison.rows),
         "## What happened",
     ]
     for table in happenings_tables(comparison):

@@ -16,7 +16,7 @@ _SHOWN = (
     "boot", "call", "program", "request", "request-switches", "program-switches", "disk", "network", "network-switches",
 )  # fmt: skip
 _COLUMNS = 3
-_PANEL, _NAMES, _GAP = 216, 150, 26
+_PANEL, _NAMES, _GAP = 216, 166, 26
 _LINE, _HEAD, _TOP, _FOOT = 21, 40, 52, 40
 _COLOURS = {"kvm": "#3b6fb6", "xen": "#3f8f6b"}
 _FONT = "font-family=\"system-ui, 'DejaVu Sans', sans-serif\""
