@@ -8,6 +8,7 @@ from typing import Final
 from bivisor.abi.x86 import FEATURES, Cr4, Efer, Msr, Rflags
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Interrupted
+from bivisor.cpu.kvm.hostcpuid import host_cpuid
 from bivisor.cpu.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
 from bivisor.errors import UsageError
 from bivisor.memory import PAGE
@@ -23,9 +24,23 @@ from bivisor.xen.vcpu_thread import VcpuThread
 _FMASK: Final = int(Rflags.AC | Rflags.VM | Rflags.RF | Rflags.NT | Rflags.DF | Rflags.IF | Rflags.TF)
 _ARITHMETIC: Final = 0x8D5
 _XSTATE: Final = 0xD
+_XSTATE_PARTS: Final = 9  # up to the last of AVX-512
 _XSAVEOPT: Final = 1
+_AVX: Final = 1 << 28
+_EXTENDED: Final = 7
+_AVX512: Final = 1 << 5 | 1 << 16  # AVX2, AVX512F
 _STAR: Final = 0xE023 << 48 | h.CODE_SELECTOR << 32
 _KERNEL_CS, _KERNEL_SS = 0xE033, 0xE02B
+
+
+def _xstate() -> list[CpuidEntry]:
+    """CPUID leaf 0xD of the host: the parts of the extended state, as XCR0 has them."""
+    found = []
+    for subleaf in range(_XSTATE_PARTS):
+        leaf = host_cpuid(_XSTATE, subleaf)
+        if leaf is not None and (subleaf < 2 or leaf[0]):
+            found.append(CpuidEntry(_XSTATE, subleaf, *leaf))
+    return found
 
 
 class Ring3Guest(PvGuest):
@@ -57,9 +72,14 @@ class Ring3Guest(PvGuest):
         bit = FEATURES["xsave"]
         both = 1 << bit.bit | 1 << FEATURES["osxsave"].bit  # a PV kernel looks for the second: Xen turns it on
         found = []
-        for entry in super()._cpuid(domain, vcpu):
+        entries = [entry for entry in super()._cpuid(domain, vcpu) if entry.leaf != _XSTATE]
+        for entry in (*entries, *_xstate()):
             if entry.leaf == bit.leaf:
-                entry = replace(entry, ecx=entry.ecx | both)
+                host = host_cpuid(bit.leaf) or (0, 0, 0, 0)
+                entry = replace(entry, ecx=entry.ecx | both | host[2] & _AVX)
+            elif entry.leaf == _EXTENDED and not entry.subleaf:
+                host = host_cpuid(_EXTENDED) or (0, 0, 0, 0)
+                entry = replace(entry, ebx=entry.ebx | host[1] & _AVX512)
             elif entry.leaf == _XSTATE and entry.subleaf == 1:
                 entry = replace(entry, eax=entry.eax & _XSAVEOPT)
             found.append(entry)
