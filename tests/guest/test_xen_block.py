@@ -58,7 +58,7 @@ def create(host: XenHost, *disks: DiskSpec, kind: str = "pvh") -> DomU:
 def say(domain: DomU, command: str) -> list[str]:
     """The lines that `command` prints, but for what the terminal echoes."""
     domain.send(f"{command}; echo do''ne\n")
-    return domain.wait_for("done\r\n", PATIENCE_S).decode().replace("\r", "").split("\n")[1:-2]
+    return domain.wait_for("\ndone\r\n", PATIENCE_S).decode().replace("\r", "").split("\n")[1:-2]
 
 
 def pieces(seed: bytes, count: int) -> bytes:

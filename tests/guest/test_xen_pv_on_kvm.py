@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bivisor.dom0.block.image import Offer
 from bivisor.errors import HostError
 from bivisor.toolstack.xenhost import XenHost
 
@@ -38,7 +39,7 @@ def host() -> Iterator[XenHost]:
 
 
 def test_a_file_on_ext4_comes_back_after_a_remount(host: XenHost, tmp_path: Path) -> None:
-    test_xen_block.test_a_file_on_ext4_comes_back_after_a_remount(host, tmp_path, "pv", 16, test_xen_block.Offer())
+    test_xen_block.test_a_file_on_ext4_comes_back_after_a_remount(host, tmp_path, "pv", 16, Offer())
 
 
 def test_domains_move_a_file_by_tcp(host: XenHost) -> None:

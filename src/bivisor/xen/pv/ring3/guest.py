@@ -91,7 +91,7 @@ class Ring3Guest(PvGuest):
         """See `Processors.enter`."""
         vcpu, machine = self.vcpus[index], self.frames.machines[index]
         block = self.private.cpus[index]
-        assert isinstance(block, Block)
+        assert isinstance(block, Block) and isinstance(machine, Ring3Machine)
         block.set_root(machine.root << 12)
         block.set_user_root(machine.user_root << 12)
         sregs = self._sregs(vcpu, block, machine.root)
@@ -99,7 +99,7 @@ class Ring3Guest(PvGuest):
             vcpu.set_sregs(sregs)
             self.native = self._syscall_leads_to_cpl0(vcpu)
         vcpu.set_sregs(sregs)
-        self.frames.machines[index].is_shadowed = not self.native
+        machine.is_shadowed = not self.native
         lstar = block.linear + h.NATIVE * PAGE if self.native else h.GATE
         vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: _FMASK if self.native else 0})
         regs.rflags = regs.rflags & _ARITHMETIC | Rflags.IF | Rflags.FIXED

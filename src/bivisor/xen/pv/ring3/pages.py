@@ -21,8 +21,7 @@ _US: Final = int(Pte.US)
 class Ring3Pages(Pages):
     """See `Pages`. What changes in page tables that a processor may know is noted in `stores`, by where the stub has
     it: a processor whose page tables are shadowed sees only what is stored at CPL 0 (see stub.S, WORK). `retired` are
-    frames that are no page tables any more: as long as the engine does not know, each store of the guest there is
-    emulated, and `kvm_pvm` stores old contents of SSE registers then."""
+    frames that are no page tables any more: until the engine knows, it emulates the guest's stores there."""
 
     def __init__(
         self,
