@@ -18,6 +18,9 @@ from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.frames import Frames
 from bivisor.xen.pv.machine import PvMachine
 from bivisor.xen.pv.private import Private
+from bivisor.xen.pv.ring3 import hidden
+from bivisor.xen.pv.ring3.machine import Ring3Frames
+from bivisor.xen.pv.ring3.pages import Ring3Pages
 from bivisor.xen.pv.table import TABLE
 
 REF, LEAF, VA, UOP = 9, 4, 0x5000, 0x1000
@@ -36,10 +39,10 @@ class Cpu:
 class Mapper:
     """The second DomU as a PV guest: tables in frames 1 to 4, and frame 20 at `UOP`."""
 
-    def __init__(self, xen: Xen, guest: Guest) -> None:
+    def __init__(self, xen: Xen, guest: Guest, frames_type: type[Frames] = Frames) -> None:
         self.guest = guest
         self.private = Private(PAGES)
-        frames = self.frames = Frames(guest.domain, self.private, 512, None)  # type: ignore[arg-type]
+        frames = self.frames = frames_type(guest.domain, self.private, 512, None)  # type: ignore[arg-type]
         self.machine = PvMachine(frames, 0, ())
         self.machine.cpu = self.cpu = Cpu()  # type: ignore[assignment]
         self.words = frames.pages.words
@@ -159,3 +162,30 @@ def test_an_entry_that_is_another_is_not_unmapped(w: World) -> None:
     assert w.mapper.unmap(handle, 0) == GrantStatus.OKAY  # leaves it alone
     assert w.granter.pinned(REF)
     assert w.mapper.unmap(handle) == GrantStatus.OKAY
+
+
+def test_a_stub_that_repeats_what_is_noted_has_the_same_entries_at_every_moment() -> None:
+    with world() as (xen, guests):
+        mapper = Mapper(xen, guests[2], Ring3Frames)
+        w = World(xen, guests[1], mapper)
+        pages, mirror = mapper.frames.pages, list(mapper.words)
+
+        def repeats() -> bool:
+            for address, value in pages.stores.items():
+                mirror[(address - hidden.WINDOW) // 8] = value
+            pages.stores.clear()
+            return mirror[1 << 9 : LEAF + 1 << 9] == mapper.words[1 << 9 : LEAF + 1 << 9].tolist()
+
+        assert isinstance(pages, Ring3Pages)
+        pages.update(LEAF << 12 | 8 * 6, 31 << 12 | P | RW, False)
+        assert repeats()
+        _, handle, _ = mapper.map(w.granter.domid)
+        assert mapper.entry() and repeats()
+        assert mapper.unmap(handle) == GrantStatus.OKAY
+        assert not mapper.entry() and repeats()
+        _, handle, _ = mapper.map(w.granter.domid)
+        assert mapper.replace(handle, VA, 0x6000) == GrantStatus.OKAY
+        assert (mapper.entry() >> 12, mapper.entry(0x6000)) == (31, 0)
+        assert repeats()
+        mapper.frames.close()
+        mapper.private.close()

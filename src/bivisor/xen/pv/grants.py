@@ -98,16 +98,17 @@ def unmap_and_replace(call: PvCall, fields: Fields) -> None:
     if call.machine.frames.by_entry[mapping.gfn]:
         raise GrantError(GrantStatus.GENERAL_ERROR)
     source = _index(call, new_addr, False)
-    words = call.machine.pages.words
+    pages = call.machine.pages
     if source == index:
         raise GrantError(GrantStatus.GENERAL_ERROR)
-    entry, words[source] = words[source], 0
+    entry = pages.words[source]
+    pages.store(source, 0)
     _take_back(call, mapping, index, entry)
 
 
 def _take_back(call: PvCall, mapping: Mapping, index: int, entry: int) -> None:
     frames = call.machine.frames
-    frames.pages.words[index] = entry
+    frames.pages.store(index, entry)
     frames.flush()
     unmap_grant_ref(call.domain, mapping.handle)
     assert mapping.gfn is not None

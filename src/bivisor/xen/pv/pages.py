@@ -226,9 +226,13 @@ class Pages:
     def put_foreign(self, index: int, entry: int) -> None:
         """A level-1 entry with a frame that the guest cannot name: what `xen/pv/grants.py` puts there."""
         old = self.words[index]
-        self.words[index] = entry
+        self.store(index, entry)
         if old & _PRESENT_WRITABLE == _PRESENT_WRITABLE:
             self._put_l1(old)
+
+    def store(self, index: int, entry: int) -> None:
+        """A level-1 entry whose frame the caller accounts for."""
+        self.words[index] = entry
 
     def _set_upper(self, index: int, new: int, kind: int) -> None:
         slot = index & 511

@@ -42,6 +42,11 @@ class Ring3Pages(Pages):
         super().set_l1(index, new)
         self.stores[WINDOW + 8 * index] = new
 
+    def store(self, index: int, entry: int) -> None:
+        """See `Pages.store`."""
+        super().store(index, entry)
+        self.stores[WINDOW + 8 * index] = entry
+
     def _set_upper(self, index: int, new: int, kind: int) -> None:
         super()._set_upper(index, new, kind)
         value = self.words[index]
