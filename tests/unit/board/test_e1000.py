@@ -231,6 +231,7 @@ def test_a_packet_of_a_virtio_device_arrives_in_ordinary_frames_with_checksums()
     ip = struct.pack(
         ">BBHHHBBH4s4s", 0x45, 0, 40 + len(payload), 7, 0, 64, 6, 0, bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
     )
+    ip = ip[:10] + struct.pack(">H", ~checksum(ip) & 0xFFFF) + ip[12:]  # Linux leaves the whole packet's sum there
     pseudo = checksum(ip[12:20] + struct.pack(">HH", 6, 20 + len(payload)))
     tcp = struct.pack(">HHIIBBHHH", 1, 2, 1000, 0, 0x50, 0x19, 512, pseudo, 0)
     header = NET_HDR.pack(1, 1, 54, 1460, 34, 16, 0)

@@ -41,13 +41,15 @@ def frames_of(packet: memoryview) -> Iterator[memoryview]:
 
 def _context(frame: bytearray, start: int, size: int) -> Context:
     """How this card's own segmentation cuts the TCP packet `frame`, whose transport header is at `start`. It wants the
-    sum of the pseudo header without the length there."""
+    sum of the pseudo header without the length there, and no checksum of the IPv4 header."""
     put = start + _TCP_CHECKSUM
     length = len(frame) - start & 0xFFFF
     partial = checksum(struct.pack(">H", ~length & 0xFFFF), struct.unpack_from(">H", frame, put)[0])
     struct.pack_into(">H", frame, put, partial)
     ip = 18 if struct.unpack_from(">H", frame, 12)[0] == _VLAN else 14
     is_v4 = struct.unpack_from(">H", frame, ip - 2)[0] == _IPV4
+    if is_v4 and ip + 20 <= len(frame):
+        frame[ip + 10 : ip + 12] = bytes(2)
     header = start + (frame[start + 12] >> 4) * 4
     # without an IPv4 header there is no checksum of it to fill in: its place is behind the frame
     return Context(ip, ip + 10 if is_v4 else 1 << 16, start - 1, start, put, 0, header, size, is_tcp=True, is_v4=is_v4)
