@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,16 +23,16 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from bivisor.events import Events, EventSend, Kind
 from bivisor.toolstack.hostd.methods import Methods
 from bivisor.toolstack.hostd.place import Place
-from bivisor.toolstack.hostd.server import Peer, RpcServer
-from bivisor.toolstack.hostd.tail import offer_tail
+from bivisor.toolstack.hostd.server import RpcServer
 from bivisor.toolstack.xenhost import XenHost
+from guest.storm import Storm
 
-RATE = 10_000
 MIB = 1 << 20
 PAIRS = 8
 
@@ -109,53 +108,6 @@ def looked_at(page: Page, domain: Any) -> float:
 
 
 # -------------------------------------------------------------------- ten thousand events a second
-
-
-class Storm:
-    """A host that has nothing but two domains and a channel, on which `RATE` events a second pass."""
-
-    def __init__(self, place: Place) -> None:
-        self.events = Events()
-        self._ending = threading.Event()
-        vcpu = {"vcpu": 0, "online": True, "state": "-b-"}
-        domain = {"state": "-b----", "memory_kib": 1 << 18, "cpu_time_s": 1.0, "type": "pvh"}
-        self._picture = {
-            "engine": "none",
-            "domains": [domain | {"domid": n, "name": f"domain {n}", "vcpus": [vcpu | {"domid": n}]} for n in (0, 1)],
-            "channels": [
-                {"id": "channel-0.1-1.1", "kind": "interdomain", "domid": 0, "port": 1, "vcpu": 0, "remote": 1}
-                | {"remote_port": 1, "virq": None}
-            ],
-            "grants": [],
-            "rings": [],
-            "watches": [],
-        }
-        place.folder.mkdir(mode=0o700)
-        self._server = RpcServer(place.socket, {"picture": self._look, "events": self._tail})
-        self._thread = threading.Thread(target=self._blow, daemon=True)
-        self._thread.start()
-
-    def _look(self, peer: Peer) -> dict[str, Any]:
-        del peer
-        return self._picture
-
-    def _tail(self, peer: Peer, **wanted: Any) -> None:
-        offer_tail(self.events, peer, **wanted)
-
-    def _blow(self) -> None:
-        turn = RATE // 100
-        due = time.monotonic()
-        while not self._ending.is_set():
-            if self.events.wants(Kind.EVENT):
-                for _ in range(turn):
-                    self.events.tell(EventSend(time.monotonic_ns(), 0, -1, 0, "send", 1, 1, 1))
-            due += 0.01
-            time.sleep(max(0.0, due - time.monotonic()))
-
-    def close(self) -> None:
-        self._ending.set()
-        self._thread.join()
-        self._server.close()
 
 
 def storm(opened: Browser, folder: Path, minutes: float) -> None:

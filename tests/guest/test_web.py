@@ -19,6 +19,7 @@ from bivisor.toolstack.hostd.client import HostClient
 from bivisor.toolstack.hostd.place import Place
 
 from .browser import Tab, a_browser, a_web_server
+from .storm import Storm
 from .xl_person import Person
 
 pytestmark = pytest.mark.guest
@@ -226,6 +227,29 @@ def test_one_command_starts_and_ends_all_that_there_is_to_see(browser: Browser, 
             expect(tab.page.get_by_role("article", name=name)).to_be_visible(timeout=30_000)
         tab.close()
     assert not list((tmp_path / "demo").rglob("*.sock"))
+
+
+def test_ten_thousand_events_a_second_leave_the_page_small_and_answering(browser: Browser, tmp_path: Path) -> None:
+    place = Place(tmp_path / "storm")
+    host = Storm(place)
+    try:
+        with a_web_server(place.folder) as address:
+            tab = Tab(browser, address)
+            page = tab.page
+            page.get_by_role("button", name="Event channel: port 1").press("Enter")
+            sizes = []
+            for _ in range(8):
+                page.wait_for_timeout(1000)
+                page.context.new_cdp_session(page).send("HeapProfiler.collectGarbage")
+                heap = int(page.evaluate("performance.memory.usedJSHeapSize"))
+                sizes.append((heap, int(page.evaluate("document.querySelectorAll('*').length"))))
+                page.get_by_role("button", name="Hold still").click()
+                page.get_by_role("button", name="Go on").click()
+            assert sizes[-1][0] < sizes[1][0] + 2 * MIB, sizes
+            assert max(count for _, count in sizes) < 400, sizes
+            tab.close()
+    finally:
+        host.close()
 
 
 @pytest.fixture
