@@ -3,7 +3,7 @@
 Specification: xen.h, "Start-of-day memory layout". From the kernel's first page on, in one piece of virtual memory:
 the kernel, the initramfs (unless the kernel takes it by frame number), the physical-to-machine list (unless the kernel
 names another place for it), start_info, the pages of the store and the console, page tables, a stack, and room to the
-next 4 MiB. Frames are machine frames; here pseudo-physical frame n is machine frame n.
+next 4 MiB. Frames are machine frames; as far as anything is put here, pseudo-physical frame n is machine frame n.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bivisor.boot.cache import Cache, uncached
 from bivisor.boot.elf import Elf
 from bivisor.boot.loader import open_image
 from bivisor.boot.source import Source, clear, copy
+from bivisor.boot.xenframes import MachineFrames
 from bivisor.boot.xennotes import XenNotes, xen_notes
 from bivisor.errors import ImageError
 from bivisor.memory import PAGE, GuestMemory
@@ -63,8 +64,10 @@ def build(
     initrd: Path | None = None,
     cmdline: str = "",
     cache: Cache | None = None,
+    frames: MachineFrames | None = None,
 ) -> PvEntry:
-    """Load `kernel` with its `initrd`. ImageError with one line if anything about the files is wrong."""
+    """Load `kernel` with its `initrd`. ImageError with one line if anything about the files is wrong. Without `frames`,
+    the domain has all of `memory`."""
     text = cmdline.encode("utf-8", "surrogateescape")
     if len(text) >= abi.MAX_GUEST_CMDLINE or b"\0" in text:
         raise ImageError(f"the command line has {len(text)} bytes; a PV kernel takes {abi.MAX_GUEST_CMDLINE - 1}")
@@ -84,25 +87,35 @@ def build(
         headers = elf.parse(source)
         notes = xen_notes(source, headers)
         module = stack.enter_context(Source.open(initrd, "initrd")) if initrd else None
-        return _Builder(memory, source, headers, notes).build(module, text, ports)
+        frames = frames or MachineFrames.of(memory.size, 0)
+        return _Builder(memory, frames, source, headers, notes).build(module, text, ports)
 
 
 class _Builder:
     """One domain on its way. Physical addresses are pseudo-physical, which are machine addresses here."""
 
-    def __init__(self, memory: GuestMemory, source: Source, headers: Elf, notes: XenNotes) -> None:
+    def __init__(
+        self, memory: GuestMemory, frames: MachineFrames, source: Source, headers: Elf, notes: XenNotes
+    ) -> None:
         self._memory, self._source, self._elf, self._notes = memory, source, headers, notes
-        self._frames = memory.size // PAGE
+        self._frames, self._p2m = frames.count, frames.p2m()
         self._end = 0
-        self._limit = memory.size
+        self._size = frames.count * PAGE
+        self._limit = min(frames.count, frames.hole.start) * PAGE
 
     def build(self, module: Source | None, cmdline: bytes, ports: Ports) -> PvEntry:
         """Put everything into memory."""
         start, size = self._load_kernel()
         mod_start = self._load_module(module)
-        p2m_pfn, p2m_va = self._place_p2m()
+        self._p2m_frames = _up(8 * self._frames) // PAGE
+        apart = self._notes.init_p2m
+        p2m_at = self._take(8 * self._frames) if apart is None else 0
         info, store, console = (self._take(PAGE) for _ in range(3))
-        tables, table_end = self._page_tables(p2m_pfn)
+        tables, table_end, end = self._page_tables()
+        if apart is not None:  # behind all that is mapped with the kernel, which would not take it out of there
+            self._end = end
+            p2m_at = self._take(8 * self._frames)
+        self._memory.write(p2m_at, self._p2m)
         stack = table_end
         self._memory.write(
             info,
@@ -117,11 +130,11 @@ class _Builder:
                 ports.console,
                 self._virtual(tables),
                 (table_end - tables) // PAGE,
-                p2m_va,
+                self._virtual(p2m_at) if apart is None else apart,
                 mod_start,
                 module.size if module else 0,
                 cmdline,
-                p2m_pfn,
+                p2m_at // PAGE,
                 self._p2m_frames,
             ),
         )
@@ -146,7 +159,7 @@ class _Builder:
         end = max(segment.paddr + segment.memsz for segment in segments) - offset
         if start < 0 or end > self._limit:
             raise ImageError(
-                f"kernel does not fit: it needs {-(-end >> 20)} MiB; the domain has {self._limit >> 20} MiB of memory"
+                f"kernel does not fit: it needs {-(-end >> 20)} MiB; the domain has {self._size >> 20} MiB of memory"
             )
         for segment in segments:
             at = segment.paddr - offset
@@ -170,19 +183,11 @@ class _Builder:
         copy(module, 0, module.size, self._memory, at)
         return self._virtual(at)
 
-    def _place_p2m(self) -> tuple[int, int]:
-        """(first frame, virtual address) of the list."""
-        self._p2m_frames = _up(8 * self._frames) // PAGE
-        at = self._take(8 * self._frames)
-        self._memory.write(at, struct.pack(f"<{self._frames}Q", *range(self._frames)))
-        elsewhere = self._notes.init_p2m
-        return at // PAGE, self._virtual(at) if elsewhere is None else elsewhere
-
     def _take(self, size: int) -> int:
         at = self._end
         self._end += _up(size)
         if self._end > self._limit:
-            raise ImageError(f"the domain's {self._memory.size >> 20} MiB of memory are too small for this kernel")
+            raise ImageError(f"the domain's {self._size >> 20} MiB of memory are too small for this kernel")
         return at
 
     def _virtual(self, gpa: int) -> int:
@@ -194,8 +199,9 @@ class _Builder:
             raise ImageError(f"{self._source.name}: damaged: its hypercall page at {virtual:#x} is not in the kernel")
         return gpa
 
-    def _page_tables(self, p2m_pfn: int) -> tuple[int, int]:
-        """(address of the top one, end) of the tables, which map themselves read-only; the stack's page follows."""
+    def _page_tables(self) -> tuple[int, int, int]:
+        """(address of the top one, end) of the tables, which map themselves read-only; the stack's page follows. And
+        the end of what they map with the kernel; a list that has a place of its own is to follow there."""
         start = self._end
         count = 1
         while True:  # the tables map themselves too, so that their number depends on itself
@@ -203,18 +209,18 @@ class _Builder:
             tables = _Tables(start)
             tables.map(self._virtual(0), 0, end // PAGE)
             if self._notes.init_p2m is not None:
-                tables.map(self._notes.init_p2m, p2m_pfn, self._p2m_frames)
+                tables.map(self._notes.init_p2m, end // PAGE, self._p2m_frames)
             if len(tables.entries) == count:
                 break
             count = len(tables.entries)
         if end > self._limit:
-            raise ImageError(f"the domain's {self._memory.size >> 20} MiB of memory are too small for this kernel")
+            raise ImageError(f"the domain's {self._size >> 20} MiB of memory are too small for this kernel")
         after = start + count * PAGE
         tables.protect(start // PAGE, after // PAGE)
         for at, entries in tables.entries.items():
             self._memory.write(at, struct.pack("<512Q", *entries))
         self._end = after + PAGE
-        return start, after
+        return start, after, end
 
 
 class _Tables:

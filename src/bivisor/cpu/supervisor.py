@@ -10,7 +10,7 @@ the tables up so. `cpu.soft` has this; a processor of the contract does not need
 from __future__ import annotations
 
 from collections.abc import MutableSequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Supervisor(Protocol):
@@ -86,4 +86,13 @@ class Supervised(Protocol):
         this process does nothing."""
 
     def interrupt(self, vector: int) -> None:
-        """Deliver `vector` through the IDT as soon as RFLAGS.IF is set. For the processor's own thread."""
+        """Deliver `vector` through the IDT as soon as RFLAGS.IF is set, unless that of the NMI waits for this: then the
+        supervisor has to ask again. For the processor's own thread."""
+
+
+@runtime_checkable
+class LocalTables(Protocol):
+    """A `Supervised` that can have a local descriptor table."""
+
+    def load_ldt(self, base: int, size: int) -> None:
+        """The table is at linear address `base`, of `size` bytes; 0: none."""

@@ -43,18 +43,20 @@ class GuestMemory:
     """The memory of one machine: RAM of `size` bytes from address 0 with the hole left out, and slots added later.
 
     `gap` (first address, end) is left out as well; the RAM that would be there is lost, as it is on a PC behind the
-    window of the graphics adapter.
+    window of the graphics adapter. A machine without devices is `flat`: its RAM has no hole but the gap.
 
     `view()` is the way in: a writable memoryview of the guest's own bytes. Whoever *writes* through a view has to call
     `written()`, so that an engine which has translated code there learns of it (see `cpu/soft`).
     """
 
-    def __init__(self, size: int, *, name: str = "bivisor-ram", gap: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, size: int, *, name: str = "bivisor-ram", gap: tuple[int, int] | None = None, flat: bool = False
+    ) -> None:
         if size <= 0 or size % PAGE:
             raise UsageError(f"guest memory of {size} bytes: it has to be a positive multiple of {PAGE}")
         self.size = size
         self.ram = MemoryRegion(size, name)
-        low = min(size, HOLE_START)
+        low = size if flat else min(size, HOLE_START)
         self._slots: list[tuple[Slot, memoryview]] = []
         self._listeners: list[WriteListener] = []
         self._low_start = 0 if gap is None else gap[1]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from bivisor import boot
 from bivisor.boot import xenpv
+from bivisor.boot.xenframes import MachineFrames
 from bivisor.cpu.contract import Engine
 from bivisor.dom0.control import Control
 from bivisor.host.falloc import punch_hole
 from bivisor.host.threads import sleeps
-from bivisor.memory import GuestMemory
 from bivisor.toolstack.pvh import PvhDomain
 from bivisor.xen.config import DomainConfig
 from bivisor.xen.domain import Domain
@@ -38,13 +38,16 @@ class PvDomain(PvhDomain):
     ) -> None:
         self.control = control
         with contextlib.ExitStack() as undo:
-            ram = GuestMemory(memory, name="bivisor-domu-pv")
+            frames = MachineFrames.of(memory)
+            ram = frames.memory("bivisor-domu-pv")
             undo.callback(ram.close)
             make = PvGuest if engine.name == "soft" else Ring3Guest
-            guest = self.guest = make(control.xen, engine, ram, punch_hole, vcpus)
+            guest = self.guest = make(control.xen, engine, ram, punch_hole, vcpus, frames)
             guest.sleeps = sleeps
             config = DomainConfig(max_vcpus=vcpus, flags=0, emulation_flags=0)
-            self.domain: Domain = control.xen.create_domain(ram, upcall=guest, vcpus=vcpus, config=config)
+            self.domain: Domain = control.xen.create_domain(
+                ram, upcall=guest, vcpus=vcpus, max_pages=frames.count, config=config
+            )
             self.domid = self.domain.domid
             guest.attach(self.domain)
             undo.pop_all()
@@ -53,7 +56,7 @@ class PvDomain(PvhDomain):
             self.console_port = control.alloc_unbound_for(self.domid)
             self.store_port = control.alloc_unbound_for(self.domid)
             ports = xenpv.Ports(self.store_port, self.console_port, guest.shared_mfn)
-            entry = xenpv.build(ram, kernel, ports, initrd=initrd, cmdline=cmdline, cache=cache)
+            entry = xenpv.build(ram, kernel, ports, initrd=initrd, cmdline=cmdline, cache=cache, frames=frames)
             self.console_gfn, self.store_gfn = entry.console, entry.store
             guest.fill_hypercall_page(entry.hypercall_page)
             guest.begin(entry.rip, entry.rsi, entry.rsp, entry.page_table)

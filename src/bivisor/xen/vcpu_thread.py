@@ -155,7 +155,7 @@ class VcpuThread:
             while guest.may_enter(self):
                 if self._nmi:
                     self._nmi = False
-                    self.vcpu.nmi()
+                    self._deliver_nmi()
                 self.handling = False
                 self._exits.entering()
                 exit_ = self.vcpu.run(self._handle)
@@ -181,6 +181,9 @@ class VcpuThread:
             guest.may_enter(self)  # until it is stopped
         finally:
             guest.control.leave_thread()
+
+    def _deliver_nmi(self) -> None:
+        self.vcpu.nmi()
 
     def _is_down(self) -> None:
         self.down = True

@@ -68,6 +68,7 @@ rflags, rsp; trap_ctxt, ldt_base, ldt_ents, gdt_frames, gdt_ents, kernel_ss, ker
 event_callback_eip, failsafe_callback_eip, syscall_callback_eip, vm_assist, fs_base, gs_base_kernel, gs_base_user."""
 VGCF_I387_VALID, VGCF_IN_KERNEL, VGCF_SYSCALL_DISABLES_EVENTS = 1 << 0, 1 << 2, 1 << 4
 GDT_PAGE_ENTRIES = 512
+MAX_LDT_ENTRIES = 8192
 
 TRAP_DPL, TRAP_MASKS_EVENTS = 3, 1 << 2
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from bivisor.abi.x86 import Cr0, Vector
 from bivisor.cpu.exits import Hypercall
+from bivisor.cpu.registers import Segment
 from bivisor.cpu.soft import private as p
+from bivisor.cpu.soft.state import store_segment
 from bivisor.cpu.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ _CC_FLAGS = 0x8D5
 _NO_NUMBER = (1 << 64) - 1
 _CC_OP_EFLAGS = 1  # the flags are in cc_src
 _CALLED = Hypercall("xen-pv", 0, (), 0, True, memoryview(bytearray(8)))
+_LDT, _LDT_SELECTOR = 2, 0xE048
 _STORE_OF_KERNEL, _CAUSE = 3, 7  # page-fault error codes: present and write, and not from CPL 3
 
 
@@ -127,6 +130,12 @@ class SoftSupervised:
         else:
             self._cpu.segs[4 if segment == "fs" else 5].base = base
 
+    def load_ldt(self, base: int, size: int) -> None:
+        """See `LocalTables.load_ldt`."""
+        table = Segment(base=base, limit=size - 1, type=_LDT, s=0) if size else Segment(unusable=1)
+        table.selector = _LDT_SELECTOR if size else 0
+        store_segment(self._cpu.ldt, table)
+
     def set_task_switched(self, wanted: bool) -> None:
         """See `Supervised.set_task_switched`."""
         cpu = self._cpu
@@ -147,4 +156,5 @@ class SoftSupervised:
 
     def interrupt(self, vector: int) -> None:
         """See `Supervised.interrupt`."""
-        self._vcpu.interrupt(vector)
+        if self._vcpu.interrupts.queued != Vector.NMI:  # which comes before any other, and only once
+            self._vcpu.interrupt(vector)

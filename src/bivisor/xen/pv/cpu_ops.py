@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from bivisor.abi.x86 import Vector
 from bivisor.abi.xen import pv as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.pv import CallbackType, SegmentBase
@@ -89,7 +90,10 @@ def callback_op(call: PvCall, cmd: int, arg: int, *_: int) -> int:
         raise XenError(Errno.ENOSYS)
     if kind not in list(CallbackType):
         raise XenError(Errno.ENOSYS)
-    private.set_callback(kind, address, masks_events=bool(flags & abi.CALLBACKF_MASK_EVENTS))
+    if kind == CallbackType.NMI:
+        private.set_trap(Vector.NMI, address, 0)
+    else:
+        private.set_callback(kind, address, masks_events=bool(flags & abi.CALLBACKF_MASK_EVENTS))
     return 0
 
 

@@ -56,6 +56,8 @@ class Frames:
         self.machines: list[PvMachine] = []
         self._numbers: list[int] = []
         self._next_number = shared + _GRANTS_AFTER
+        self.devices = range(0)
+        """Frames of the machine that are no memory, though the domain's could be there."""
         self.by_entry: dict[int, bool] = {}
         """Where a grant is mapped: whether an entry was named for it, and not an address."""
         words = domain.memory.ram.view.cast("Q")
@@ -79,13 +81,17 @@ class Frames:
             return False
         if not self.domain.release(mfn, 1):
             return False
-        pages.kind[mfn] = GONE
-        self.private.m2p[mfn] = INVALID_M2P_ENTRY
+        self.lost(mfn)
         return True
+
+    def lost(self, mfn: int) -> None:
+        """The frame is not the domain's any more."""
+        self.pages.kind[mfn] = GONE
+        self.private.m2p[mfn] = INVALID_M2P_ENTRY
 
     def populate(self, pfn: int) -> int | None:
         """XENMEM_populate_physmap of one frame: its number, or None where there is none."""
-        mfn = next(iter(self.domain.absent), None)
+        mfn = next((mfn for mfn in self.domain.absent if mfn not in self.devices), None)
         if mfn is None or not self.domain.populate(mfn, 1):
             return None
         self.pages.kind[mfn] = NONE

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from bivisor.abi.xen import xen as abi
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import Hypercall
+from bivisor.boot.xenframes import MachineFrames
 from bivisor.cpu.contract import Engine, Vcpu
 from bivisor.cpu.registers import CpuidEntry, Regs
 from bivisor.errors import UsageError
-from bivisor.memory import HOLE_START, PAGE, GuestMemory
+from bivisor.memory import PAGE, GuestMemory
 from bivisor.xen.domain import Domain
 from bivisor.xen.errors import XenError
 from bivisor.xen.guest import PvhGuest
@@ -25,6 +26,7 @@ from bivisor.xen.vcpu_thread import VcpuThread
 
 _SEGMENT_BASES = (0xC000_0100, 0xC000_0104)
 ADDRESS_BITS = 40
+_LARGEST = p.GPA - (1 << 30)
 _ALIGN = 512
 _ENTRY_SIZE = 32
 _ENTRY = b"\x51\x41\x53\xb8%s\x0f\x05\x41\x5b\x59\xc3"  # push rcx, r11; mov eax, number; syscall; pop r11, rcx; ret
@@ -47,11 +49,14 @@ class PvGuest(PvhGuest):
         memory: GuestMemory,
         punch_hole: Callable[[int, int, int], None],
         vcpus: int = 1,
+        machine_frames: MachineFrames | None = None,
     ) -> None:
-        if memory.size > HOLE_START:
-            raise UsageError(f"{memory.size >> 20} MiB: a PV domain has at most {HOLE_START >> 20} MiB here")
+        if memory.size > _LARGEST:
+            raise UsageError(f"{memory.size >> 20} MiB: a PV domain has less than {_LARGEST >> 30} GiB here")
         frames = memory.size // PAGE
+        self._machine_frames = machine_frames or MachineFrames.of(memory.size, 0)
         self.private = self._make_private(frames, vcpus)
+        self._machine_frames.fill_m2p(self.private.m2p)
         self.initialised = {0}
         self.shared_mfn = -(-frames // _ALIGN) * _ALIGN
         """The first of the hypervisor's frames that the guest may map: its shared_info; grant frames follow."""
@@ -70,6 +75,7 @@ class PvGuest(PvhGuest):
 
     def attach(self, domain: Domain) -> None:
         """See `PvhGuest.attach`."""
+        domain.absent.update(self._machine_frames.hole)
         super().attach(domain)
         turns = getattr(self.machine, "turns", None)
         if turns is None:
@@ -101,6 +107,7 @@ class PvGuest(PvhGuest):
             page = domain.frame_for(self.shared_mfn)
             domain.move_shared_info(page, self.shared_mfn)
             self.frames = self.frames_type(domain, self.private, self.shared_mfn, self)
+            self.frames.devices = self._machine_frames.devices
         domain.vcpus[vcpu.index].info[abi.VCPU_UPCALL_MASK] = 1
         machine = self.machine_type(self.frames, vcpu.index, cpuid)
         if not vcpu.index:

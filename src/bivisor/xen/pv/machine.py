@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 from bivisor.abi.x86 import Cr0, Cr4, Vector
+from bivisor.abi.xen.errno import Errno
 from bivisor.cpu.registers import CpuidEntry
 from bivisor.cpu.soft.model import CpuidTable
-from bivisor.cpu.supervisor import Supervised
+from bivisor.cpu.supervisor import LocalTables, Supervised
 from bivisor.memory import PAGE
 from bivisor.xen.errors import XenError
 from bivisor.xen.pv import emulate
@@ -24,6 +25,7 @@ _FORCED_CPUID: Final = b"\x0f\x0bxen\x0f\xa2"
 _PRESENT: Final = 1
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _LONGEST = 15
+_DESCRIPTOR: Final = 8
 CR0: Final = int(Cr0.PE | Cr0.MP | Cr0.ET | Cr0.NE | Cr0.WP | Cr0.AM | Cr0.PG)
 CR4: Final = int(Cr4.PAE | Cr4.OSFXSR | Cr4.OSXMMEXCPT)
 
@@ -38,6 +40,7 @@ class PvMachine:
         self.domain, self.pages = frames.domain, frames.pages
         self.private = frames.private.cpus[index]
         self.gdt: tuple[int, ...] = ()
+        self.ldt: tuple[int | None, ...] = ()
         self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400]
         self.cr4 = CR4
         self.task_switched = False
@@ -114,6 +117,32 @@ class PvMachine:
         for mfn in old:
             self.pages.put(mfn)
         self.cpu.flush_tlb()
+
+    def set_ldt(self, address: int, entries: int) -> None:
+        """MMUEXT_SET_LDT: the table of `entries` at `address`, whose pages stay descriptors until there is another. One
+        that the guest can write has none in it. XenError(EINVAL) where the engine knows no such tables."""
+        if not entries and not self.ldt:
+            return
+        if not isinstance(self.cpu, LocalTables):
+            raise XenError(Errno.EINVAL)
+        pages = range(address, address + entries * _DESCRIPTOR, PAGE)
+        old, self.ldt = self.ldt, tuple(self._descriptors_at(page) for page in pages)
+        self.private.set_ldt(self.ldt)
+        self.cpu.load_ldt(self.private.ldt, entries * _DESCRIPTOR)
+        for mfn in old:
+            if mfn is not None:
+                self.pages.put(mfn)
+        self.cpu.flush_tlb()
+
+    def _descriptors_at(self, address: int) -> int | None:
+        at = self.translate(address)
+        if at is None:
+            return None
+        try:
+            self.pages.get(at >> 12, DESCRIPTORS)
+        except XenError:
+            return None
+        return at >> 12
 
     def set_info(self, mfn: int, offset: int) -> None:
         """`struct vcpu_info` is there from now on."""

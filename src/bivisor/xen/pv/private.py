@@ -18,6 +18,9 @@ from bivisor.xen.pv.stub import CODE, ENTRIES
 GPA: Final = 1 << 38
 M2P: Final = abi.HYPERVISOR_VIRT_START
 HIDDEN: Final = M2P + (1 << 39)
+_LDT: Final = 16
+"""Where, in pages from its GDT on, a processor has the windows of its local descriptor table."""
+_LDT_PAGES: Final = abi.MAX_LDT_ENTRIES // abi.GDT_PAGE_ENTRIES
 GDT_LIMIT: Final = (abi.FIRST_RESERVED_GDT_PAGE + 1) * PAGE - 1
 
 _IDT, _CODE, _DATA, _TSS, _STACK, _INFO = 0, 1, 5, 6, 8, 10  # pages of a processor's part
@@ -30,6 +33,7 @@ TSS_LIMIT: Final = 0x67
 KERNEL_CS, TASK = 0xE008, 0xE040
 UPCALL_VECTOR: Final = 0xF0
 _RSP0, _IST1 = 4, 0x24
+_PORTS = 0x60  # where its last 16 bits say where the map of ports is: behind the limit, so that a program has none
 _TRAPS, _FLAGS, _INFO_AT, _EVENT, _SYSCALL, _SYSCALL32 = 0, 2048, 2304, 2312, 2320, 2328
 _MASK, _MASK32, _IOPL = 2336, 2337, 2344
 _LARGE: Final = 2 << 20
@@ -108,6 +112,7 @@ class PrivateCpu:
         base = HIDDEN + index * _CPU_SPAN
         self.idt, self.stub, self.tss = (base + page * PAGE for page in (_IDT, _CODE, _TSS))
         self.gdt = base + _LARGE
+        self.ldt = self.gdt + _LDT * PAGE
         self._info = base + _INFO * PAGE
         self._private = private
         self._view, self._put = private.view, private.put
@@ -119,6 +124,7 @@ class PrivateCpu:
         private.map_cpu(index, self._pages, self._gdt_pages)
         self._put(self._tss_at + _RSP0, 0)
         self._put(self._tss_at + _IST1, base + (_STACK + 1) * PAGE)
+        self._put(self._tss_at + _PORTS, (TSS_LIMIT + 1) << 48)
         for vector in range(256):
             self.set_gate(vector, 0)
         self._gate(8, self.stub + ENTRIES.double_fault, 0, 1)
@@ -153,7 +159,7 @@ class PrivateCpu:
         self.set_gate(vector, 3 if flags & abi.TRAP_DPL == 3 else 0)
 
     def set_callback(self, kind: int, address: int, *, masks_events: bool) -> None:
-        """A callback; one that this processor never calls (failsafe, NMI, SYSENTER) is taken and forgotten."""
+        """A callback; one that this processor never calls (failsafe, SYSENTER) is taken and forgotten."""
         place = _CALLBACKS.get(kind)  # type: ignore[call-overload]
         if place is not None:
             at, mask = place
@@ -180,3 +186,10 @@ class PrivateCpu:
             gpa = mfns[index] * PAGE if index < len(mfns) else GPA + self._private.zero
             self._put(self._gdt_pages + 8 * index, gpa | _RO)
         self._put(self._gdt_pages + 8 * abi.FIRST_RESERVED_GDT_PAGE, GPA + self._private.reserved | _RO)
+
+    def set_ldt(self, mfns: tuple[int | None, ...]) -> None:
+        """The pages of the guest's local descriptor table; None where it has none that could be one."""
+        for index in range(_LDT_PAGES):
+            mfn = mfns[index] if index < len(mfns) else None
+            gpa = GPA + self._private.zero if mfn is None else mfn * PAGE
+            self._put(self._gdt_pages + 8 * (_LDT + index), gpa | _RO)

@@ -18,6 +18,7 @@ from bivisor.xen.hypercalls.memory import memory_op
 from bivisor.xen.hypercalls.version import xen_version
 from bivisor.xen.pv import cpu_ops, mmu
 from bivisor.xen.pv.call import PvCall
+from bivisor.xen.pv.exchange import exchange
 from bivisor.xen.pv.grants import map_grant, unmap_and_replace, unmap_grant
 from bivisor.xen.pv.vcpus import pv_vcpu_op
 from bivisor.xen.table import TABLE as COMMON
@@ -77,6 +78,8 @@ def _memory_op(call: PvCall, cmd: int, arg: int, *_: int) -> int:
             return 0
         case MemoryOp.MAXIMUM_RAM_PAGE:
             return machine.pages.frames
+        case MemoryOp.EXCHANGE:
+            return exchange(call, arg)
         case MemoryOp.POPULATE_PHYSMAP | MemoryOp.DECREASE_RESERVATION as op:
             return _reservation(call, op, cmd >> xen.MEMOP_EXTENT_SHIFT, arg)
         case _:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from bivisor.abi.x86 import Msr
+from bivisor.abi.x86 import Msr, Vector
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, Hypercall, ShutdownReason
 from bivisor.cpu.contract import Vcpu
@@ -109,6 +109,10 @@ class PvThread(VcpuThread):
                     return step(self._pv_call, number, more.arguments)
             except Preempted as again:
                 more = again
+
+    def _deliver_nmi(self) -> None:
+        """As an interrupt, which the stub never takes in the middle of a frame; the kernel has interrupts on always."""
+        self.machine.cpu.interrupt(Vector.NMI)
 
     def look_for_events(self) -> None:
         """Interrupt the guest if it has an event to see. By its own thread."""

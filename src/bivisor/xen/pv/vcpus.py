@@ -62,6 +62,7 @@ class Context:
     regs: Regs
     traps: tuple[tuple[int, int, int, int], ...]
     gdt: tuple[int, ...]
+    ldt: tuple[int, int]
     kernel_sp: int
     root: int
     user_root: int
@@ -79,16 +80,13 @@ class Context:
         """XenError(EINVAL) where Xen would not take it, or where it begins in a program."""
         flags, *values = abi.GUEST_CONTEXT.unpack(raw)
         r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, rip, rflags, rsp = values[:18]
-        traps, ldt_entries, gdt_frames, gdt_entries, rest = (
-            values[18],
-            values[20],
-            values[21:37],
-            values[37],
-            values[38:],
-        )
+        traps, ldt_base, ldt_entries, *rest = values[18:]
+        gdt_frames, gdt_entries, rest = rest[:16], rest[16], rest[17:]
         _, kernel_sp, *rest = rest
         controls, debug, (event, failsafe, syscall, _, fs, gs, user_gs) = rest[:8], rest[8:16], rest[16:]
-        if not flags & abi.VGCF_IN_KERNEL or gdt_entries > abi.FIRST_RESERVED_GDT_ENTRY or ldt_entries:
+        if not flags & abi.VGCF_IN_KERNEL or gdt_entries > abi.FIRST_RESERVED_GDT_ENTRY:
+            raise XenError(Errno.EINVAL)
+        if ldt_base & PAGE - 1 or ldt_entries > abi.MAX_LDT_ENTRIES:
             raise XenError(Errno.EINVAL)
         for address in (rip, kernel_sp, event, failsafe, syscall, fs, gs, user_gs):
             canonical(address)
@@ -115,6 +113,7 @@ class Context:
             ),
             traps=tuple(abi.TRAP_INFO.iter_unpack(traps)),
             gdt=tuple(gdt_frames[: -(-gdt_entries // abi.GDT_PAGE_ENTRIES)]),
+            ldt=(ldt_base, ldt_entries),
             kernel_sp=kernel_sp,
             root=controls[3] >> 12,
             user_root=controls[1] >> 12,
@@ -138,6 +137,7 @@ class Context:
                 pages.get(self.user_root, L4)
                 machine.user_root = self.user_root
             machine.set_gdt(self.gdt)
+            machine.set_ldt(*self.ldt)
         except XenError:
             if machine.user_root:
                 pages.put(machine.user_root)
