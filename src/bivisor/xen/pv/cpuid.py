@@ -15,7 +15,7 @@ from bivisor.xen.cpuid import domain_cpuid
 
 _HIDDEN: Final = """
     vme pse mce mtrr pge mca pse36 monitor vmx pcid x2apic tsc_deadline xsave osxsave fsgsbase smep smap
-    pdpe1gb rdtscp
+    pdpe1gb rdtscp tsc_adjust invpcid umip pku la57 svm
 """.split()
 _SIGNATURE = struct.unpack("<3I", b"XenVMMXenVMM")
 _PRESERVE_AD = 1  # XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD

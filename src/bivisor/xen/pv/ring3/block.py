@@ -11,6 +11,7 @@ from bivisor.xen.pv.ring3 import hidden as h
 from bivisor.xen.pv.ring3.stub import EVENT, SYSCALL
 
 _MODE, _WORK, _BOUNCE = 0, 1, 2
+_OTHER: Final = 2
 _INFO, _KSP, _KROOT, _UROOT, _ROOT = 1, 2, 3, 4, 5  # in quads
 _HANDLERS: Final = PAGE // 8
 _FLAGS: Final = 0x1820
@@ -41,6 +42,8 @@ class Block:
         """What the stub is to store: linear addresses of page-table entries, and their values."""
         self.retired: set[int] = set()
         """Frames that are no page tables any more."""
+        self.callable: set[int] = set()
+        """Vectors that a program may call by INT n."""
         for number in range(258):
             self._handler(number, 0, 0)
         self.bytes[_MODE] = 1
@@ -59,6 +62,10 @@ class Block:
     def set_trap(self, vector: int, address: int, flags: int) -> None:
         """The guest's handler of `vector`; `flags` as in `struct trap_info`. Address 0: none."""
         self._handler(vector, address, flags & abi.TRAP_MASKS_EVENTS)
+        if address and flags & abi.TRAP_DPL == abi.TRAP_DPL:
+            self.callable.add(vector)
+        else:
+            self.callable.discard(vector)
 
     def set_callback(self, kind: int, address: int, *, masks_events: bool) -> None:
         """A callback; one that this processor never calls (failsafe, NMI, SYSENTER) is taken and forgotten."""
@@ -101,6 +108,18 @@ class Block:
     def bounce(self, wanted: bool) -> None:
         """Whether the guest gets the exception that the host has looked at."""
         self.bytes[_BOUNCE] = wanted
+
+    def bounce_with_error(self, error: int) -> None:
+        """The guest gets the exception whose number is in R11, with an error code, for one that has none."""
+        frame = self.frame
+        frame[0], frame[1], frame[2] = frame[1], frame[2], error
+        self.bytes[_BOUNCE] = _OTHER
+
+    def bounce_without_error(self) -> None:
+        """The guest gets the exception whose number is in R11, without an error code, for one that has it."""
+        frame = self.frame
+        frame[1], frame[2] = frame[0], frame[1]
+        self.bytes[_BOUNCE] = _OTHER
 
     @property
     def fits(self) -> bool:

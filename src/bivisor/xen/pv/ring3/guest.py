@@ -18,7 +18,7 @@ from bivisor.xen.pv.machine import CR0, CR4, PvMachine
 from bivisor.xen.pv.ring3 import hidden as h
 from bivisor.xen.pv.ring3.block import Block
 from bivisor.xen.pv.ring3.machine import Ring3Frames, Ring3Machine
-from bivisor.xen.pv.ring3.thread import CALL, Ring3Thread
+from bivisor.xen.pv.ring3.thread import CALL, TRAP, Ring3Thread
 from bivisor.xen.vcpu_thread import VcpuThread
 
 _FMASK: Final = int(Rflags.AC | Rflags.VM | Rflags.RF | Rflags.NT | Rflags.DF | Rflags.IF | Rflags.TF)
@@ -118,17 +118,16 @@ class Ring3Guest(PvGuest):
         return sregs
 
     def _syscall_leads_to_cpl0(self, vcpu: Vcpu) -> bool:
-        """Some KVMs leave SYSCALL at CPL 3: have the processor execute one, and see where it is."""
+        """Some KVMs leave SYSCALL at CPL 3: have the processor execute one that leads to an OUT, which traps there."""
         vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: h.PROBED, Msr.IA32_FMASK: 0})
         vcpu.set_regs(Regs(rip=h.PROBE, rflags=Rflags.FIXED))
         exit_ = vcpu.run()
-        cpl = vcpu.get_sregs().cs.dpl
-        if exit_ is not CALL:
+        if exit_ is not CALL and exit_ is not TRAP:
             raise UsageError(f"a PV domain does not run on this engine: {exit_}")
         vcpu.kick()  # the write to the port ends with the next entry
         if not isinstance(vcpu.run(), Interrupted):
             raise UsageError("a PV domain does not run on this engine: it cannot be stopped")
-        return cpl == 0
+        return exit_ is CALL
 
     # ---------------------------------------------------------------- while it runs
 

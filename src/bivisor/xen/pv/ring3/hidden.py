@@ -61,6 +61,7 @@ _GATE_CODE: Final = {
     PROBED - GATE: b"\xe6\xe8",
 }
 _RSP0, _IST1 = 4, 0x24
+_PORTS: Final = 0x60  # where its last 16 bits say where the map of ports is: behind the limit, so that none is allowed
 _Q: Final = struct.Struct("<Q")
 
 
@@ -153,6 +154,7 @@ class Hidden:
         self.put(task + _RSP0, top)
         self.put(task + _IST1, top)
         self.put(task + _IST1 + 8, top + SECOND)
+        self.put(task + _PORTS, (TSS_LIMIT + 1) << 48)
         native = own + (NATIVE - OWN_GDT) * PAGE
         jump = CODE[ENTRIES.native : ENTRIES.native_end] + _Q.pack(STUB + ENTRIES.system_call)
         self.view[native : native + len(jump)] = jump

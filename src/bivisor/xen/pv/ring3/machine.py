@@ -19,6 +19,9 @@ from bivisor.xen.pv.ring3.privileged import Privileged, decode
 
 _XSTATE, _LEGACY_SIZE = 0xD, 576
 _LONGEST: Final = 15
+_INT: Final = 0xCD
+INT_SIZE: Final = 2
+"""Of the instruction INT n."""
 _PIT_COUNTER_2: Final = 0x42
 _MASK32: Final = (1 << 32) - 1
 _HIGH32: Final = _MASK32 << 32
@@ -140,6 +143,11 @@ class Ring3Machine(PvMachine):
     """Whether the engine keeps page tables of its own, which follow the guest's only if CPL 0 stores there."""
     forget_all: Callable[[], None]
     """Have every processor forget all that it knows of page tables, however long that takes."""
+
+    def software_interrupt(self) -> int | None:
+        """The number of the INT n that faulted; None where it is another instruction."""
+        code = self._code(INT_SIZE)
+        return code[1] if len(code) == INT_SIZE and code[0] == _INT else None
 
     def emulate(self) -> bool:
         """#GP of the kernel's: carry the instruction out if it is one that Xen does. False: the guest gets it."""

@@ -16,7 +16,9 @@
 
         .set MODE,      0                       # u8: 1 while the kernel runs, 0 while a program does
         .set WORK,      1                       # u8: the host has left stores and an address space to load
-        .set BOUNCE,    2                       # u8: after TRAP, whether the guest gets it
+        .set BOUNCE,    2                       # u8: after TRAP, whether the guest gets it; OTHER: as one that has an
+                                                # error code if this has none, and the other way round
+        .set OTHER,     2
         .set INFO,      8                       # where struct vcpu_info is
         .set KSP,       16                      # the kernel's stack, for entries from programs
         .set KROOT,      24
@@ -163,6 +165,8 @@ with:   bounce  8, 32
 host_first:
         push    rcx
         out     TRAP_PORT, al
+        cmp     byte ptr [rsp + 56 + BOUNCE], OTHER
+        je      2f
         cmp     byte ptr [rsp + 56 + BOUNCE], 0
         jne     without
         cmp     byte ptr [rsp + 56 + WORK], 0
@@ -171,6 +175,8 @@ host_first:
 1:      pop     rcx
         pop     r11
         iretq
+2:      sub     rsp, 8
+        jmp     with
 
         .balign 16, 0xcc
 host_first_second:
@@ -178,6 +184,8 @@ host_first_second:
         sub     rsp, SECOND                     # the host brings the frame
 host_with:
         out     TRAP_PORT, al
+        cmp     byte ptr [rsp + 64 + BOUNCE], OTHER
+        je      2f
         cmp     byte ptr [rsp + 64 + BOUNCE], 0
         jne     with
         cmp     byte ptr [rsp + 64 + WORK], 0
@@ -187,6 +195,8 @@ host_with:
         pop     r11
         add     rsp, 8
         iretq
+2:      add     rsp, 8
+        jmp     without
 
 crash:  out     CRASH_PORT, al
         jmp     crash

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from bivisor.abi.x86 import Cr4, Msr, Vector
+from bivisor.abi.x86 import Cr4, Msr, Rflags, Vector
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, ShutdownReason
 from bivisor.cpu.contract import Vcpu
@@ -19,7 +19,7 @@ from bivisor.xen.errors import XenError
 from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.msrs import IGNORED, READABLE
 from bivisor.xen.pv.ring3 import hidden as h
-from bivisor.xen.pv.ring3.machine import Ring3Cpu, Ring3Machine
+from bivisor.xen.pv.ring3.machine import INT_SIZE, Ring3Cpu, Ring3Machine
 from bivisor.xen.pv.ring3.stub import (
     CALL_PORT,
     CRASH_PORT,
@@ -44,6 +44,8 @@ _RIP: Final = 16
 _CODE_SIZE: Final = 2 * PAGE
 _BASES: Final = (Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE)
 _BS: Final = 1 << 14
+_FRAME_RFLAGS: Final = 5
+_IN_IDT: Final = 2  # in the error code of #GP
 _DR6: Final = 6
 _GLANCE_S: Final = 0.00005
 _CR2: Final = 16  # in struct vcpu_info
@@ -140,25 +142,29 @@ class Ring3Thread(VcpuThread):
     # ---------------------------------------------------------------- exceptions that the stub shows first
 
     def _trap(self) -> None:
-        regs, block = self._registers, self._block
-        vector = regs[11]
+        vector = self._registers[11]
+        block = self._block
         frame = block.frame
         at_first = vector not in SECOND_STACK
+        if not (frame if at_first else block.second)[4] & 3:
+            self._fault_of_stub(vector, at_first)
+            return
         if not at_first:
             frame[:] = block.second
-        if not frame[4] & 3:
-            if at_first or frame[3] != h.STUB + ENTRIES.iretq:
-                self._no_way(f"exception {vector} where Xen's own frames are made")
-                return
-            frame[3:] = memoryview(bytes(block.second[3:])).cast("Q")
-            self._failed_return()
-            return
         self.machine.cpu.trap_registers.has_error = not at_first or vector == Vector.PF
-        block.bounce(not (self._kernel(vector) if block.in_kernel else self._program(vector)))
+        if block.in_kernel:
+            block.bounce(not self._kernel(vector))
+        else:
+            self._program(vector)
         self.machine.settle()
 
-    def _failed_return(self) -> None:
-        """IRETQ itself faulted: the frame that it took is where it was, and the exception is that of whom it names."""
+    def _fault_of_stub(self, vector: int, at_first: bool) -> None:
+        """IRETQ may fault: the frame that it took is where it was, and the exception is that of whom it names."""
+        second = self._block.second
+        if at_first or second[3] != h.STUB + ENTRIES.iretq:
+            self._no_way(f"exception {vector} where Xen's own frames are made")
+            return
+        self._block.frame[:3] = second[:3]
         self._block.bounce(True)
 
     def _kernel(self, vector: int) -> bool:
@@ -181,13 +187,36 @@ class Ring3Thread(VcpuThread):
         self._before(vector)
         return False
 
-    def _program(self, vector: int) -> bool:
-        self._before(vector)
-        return False
+    def _program(self, vector: int) -> None:
+        """An exception of a program's, which the kernel gets. INT n is another where the guest has a gate for it (Xen:
+        "int n" in struct trap_info), and #GP where it has none, which a KVM that runs CPL 3 alone takes for #UD."""
+        block = self._block
+        if vector == Vector.UD and self.machine.forced_cpuid():
+            block.bounce(False)
+            return
+        number = self.machine.software_interrupt() if vector in (Vector.UD, Vector.GP) else None
+        if number is None:
+            self._before(vector)
+            block.bounce(True)
+        elif number in block.callable:
+            self.machine.cpu.rip += INT_SIZE
+            self._registers[11] = number
+            self._live.changed()
+            if vector == Vector.UD:
+                block.bounce(True)
+            else:
+                block.bounce_without_error()
+        elif vector == Vector.GP:
+            block.bounce(True)
+        else:
+            self._registers[11] = Vector.GP
+            self._live.changed()
+            block.bounce_with_error(number << 3 | _IN_IDT)
 
     def _before(self, vector: int) -> None:
         if vector == Vector.DB:
-            self.machine.debug[_DR6] |= _BS
+            stepped = self._block.frame[_FRAME_RFLAGS] & Rflags.TF
+            self.machine.debug[_DR6] = self.machine.debug[_DR6] & ~_BS | (_BS if stepped else 0)
         elif vector == Vector.NM:
             self.machine.set_task_switched(False)
 
