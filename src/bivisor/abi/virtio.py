@@ -58,6 +58,7 @@ ID_BLOCK: Final = 2
 ID_CONSOLE: Final = 3
 ID_ENTROPY: Final = 4
 ID_BALLOON: Final = 5
+ID_FS: Final = 26
 
 # 5.1 Network device
 NET_F_CSUM: Final = 0
@@ -148,3 +149,7 @@ BALLOON_STATS: Final = (
     "hugetlb-allocations",
     "hugetlb-failures",
 )
+
+# 5.11 File system device
+FS_CONFIG: Final = struct.Struct("<36sI")  # tag, num_request_queues
+FS_TAG_BYTES: Final = 36

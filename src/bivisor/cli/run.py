@@ -13,6 +13,7 @@ Examples:
   bivisor run --exec 'uname -r'                   one command
   tar c . | bivisor run --exec 'tar x; ls'        with its standard streams
   bivisor run --memory 1G --disk disk.img,ro --net user
+  bivisor run --share . --exec 'ls -l /mnt'
   bivisor run --kernel /boot/vmlinuz --append loglevel=7 --verbose
   bivisor run --gdb 1234,wait                     then: gdb vmlinux -ex 'target remote :1234'
   bivisor run --exec true --stats --trace exits.txt
@@ -45,6 +46,13 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
 @click.option("--cdrom", "cdroms", multiple=True, metavar="ISO", help="With --machine pc: a disc, behind the disks.")
 @click.option("--snapshot", is_flag=True, help="Throw away what is written to the disks.")
 @click.option("--net", "nets", multiple=True, metavar="user|tap=NAME|socket=PATH[,mac=…]", help="Add a network.")
+@click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    metavar="PATH[,ro][,tag=NAME][,cache=SECONDS]",
+    help="Share a folder, at /mnt in the default guest, or at /share/NAME.",
+)
 @click.option("--engine", metavar="auto|kvm|soft", default="auto", show_default=True, help="What runs the guest.")
 @click.option(
     "--exec", "command", metavar="COMMAND", help="Run this in the guest's shell; its streams and status are ours."

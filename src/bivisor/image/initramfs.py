@@ -6,7 +6,8 @@ one run only, the command of `--exec`, comes as a second archive behind it: `app
 
 The guest's side of the contract, all by kernel command line (Documentation/admin-guide/kernel-parameters.rst leaves
 names with a dot to modules, and this name is nobody's): `bivisor.size=ROWSxCOLS`, `bivisor.term=TERM`,
-`bivisor.exit=PORT` (debug-exit port), `bivisor.dhcp=INTERFACE` (to be configured first; any number of them) and
+`bivisor.exit=PORT` (debug-exit port), `bivisor.dhcp=INTERFACE` (to be configured first; any number of them),
+`bivisor.share=TAG[,ro]` (a virtio-fs to be mounted at /share/TAG, or at /mnt if TAG is share; any number of them) and
 `bivisor.stdio=virtio`, which says that virtio-console ports called bivisor.stdin, bivisor.stdout and bivisor.stderr are
 there and are worth waiting for.
 """
@@ -19,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from bivisor.errors import UsageError
 from bivisor.image import cpio, helpers
-from bivisor.image.modules import Module
+from bivisor.image.modules import Module, ModuleTree
 from bivisor.image.program import Call
 
 EXEC_PATH = "bivisor/exec"
@@ -38,6 +39,9 @@ DEFAULT_MODULES = (
 
 XEN_MODULES = ("xen_blkfront", "xen_netfront")
 """The same for a domain of Xen's. Elsewhere they stay files: loading one that then refuses costs time."""
+
+SHARE_MODULES = ("virtiofs",)
+"""The same for a guest that shares folders with its host: they come behind the initramfs (`append_sharing`)."""
 
 _START = Path(__file__).with_name("start.sh")
 
@@ -106,6 +110,16 @@ def append_exec(command: str, files: Iterable[tuple[str, bytes]] = ()) -> bytes:
         found += [cpio.directory(str(parent)[1:]) for parent in reversed(pure.parents) if parent.name]
         found.append(cpio.file(str(pure)[1:], data, 0o755))
     return cpio.archive(found)
+
+
+def append_sharing(tree: ModuleTree) -> bytes:
+    """An archive to put behind the initramfs: the modules that mount shared folders, numbered as they load.
+
+    ImageError where the kernel has none.
+    """
+    modules = enumerate(tree.resolve(SHARE_MODULES))
+    files = [cpio.file(f"lib/modules/share/{index:02}-{module.name}.ko", module.image) for index, module in modules]
+    return cpio.archive([cpio.directory("lib/modules/share"), *files])
 
 
 def _setup(modules: Sequence[Module]) -> list[Call]:

@@ -1,7 +1,7 @@
 # The child of init (initramfs.py) in the default guest: the command of --exec, or else a shell on the console.
 # It is on the measured path to user space, where a fork and exec costs 8 ms: builtins of busybox's ash wherever one does.
 
-size='' term=linux exit_port='' stdio='' dhcp=''
+size='' term=linux exit_port='' stdio='' dhcp='' shares=''
 read -r words </proc/cmdline
 for word in $words; do
 	case $word in
@@ -10,12 +10,25 @@ for word in $words; do
 	bivisor.exit=*) exit_port=$((${word#*=})) ;;
 	bivisor.stdio=*) stdio=${word#*=} ;;
 	bivisor.dhcp=*) dhcp="$dhcp ${word#*=}" ;;
+	bivisor.share=*) shares="$shares ${word#*=}" ;;
 	esac
 done
 export TERM="$term"
 cd /root || cd /
 if read -r hypervisor 2>/dev/null </sys/hypervisor/type && [ "$hypervisor" = xen ]; then
 	load-modules /lib/modules/xen/*.ko
+fi
+if [ -n "$shares" ]; then
+	[ -d /lib/modules/share ] && load-modules /lib/modules/share/*.ko
+	for share in $shares; do
+		tag=${share%,ro} access=rw place=/mnt
+		[ "$tag" = "$share" ] || access=ro
+		if [ "$tag" != share ]; then
+			place=/share/$tag
+			mkdir -p "$place"
+		fi
+		mount -t virtiofs -o "$access" "$tag" "$place"
+	done
 fi
 for interface in $dhcp; do udhcpc -i "$interface" -n -q -t 5 -T 1 >/dev/null 2>&1; done
 

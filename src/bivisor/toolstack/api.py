@@ -20,7 +20,7 @@ from bivisor.image import quiet
 from bivisor.kvm import Outcome, VirtualMachine
 from bivisor.platform.virtio.console import Port, VirtioConsole
 from bivisor.toolstack.launch import launch, payload
-from bivisor.toolstack.options import DiskOption, NetOption, RunOptions
+from bivisor.toolstack.options import DiskOption, NetOption, RunOptions, ShareOption
 from bivisor.toolstack.session import CommandSession, Log, drain
 
 Attach = Callable[[VirtualMachine], object]
@@ -38,6 +38,7 @@ class Options(TypedDict, total=False):
     cpus: int
     disks: list[str | DiskOption]
     nets: list[str | NetOption]
+    shares: list[str | ShareOption]
     engine: str
     verbose: bool
     snapshot: bool

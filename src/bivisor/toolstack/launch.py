@@ -1,7 +1,7 @@
 """From options to a machine that is loaded and ready to start.
 
-The order of the PCI bus is fixed (console, entropy, disks, networks, balloon), so that a guest finds the same devices
-under the same names each time.
+The order of the PCI bus is fixed (console, entropy, disks, networks, balloon, shared folders), so that a guest finds
+the same devices under the same names each time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bivisor.image.place import default_root
 from bivisor.kvm import VirtualMachine
 from bivisor.kvm.vm import Wrapper
 from bivisor.platform.virtio.rng import VirtioRng
-from bivisor.toolstack.options import DiskOption, NetOption, RunOptions
+from bivisor.toolstack.options import DiskOption, NetOption, RunOptions, ShareOption
 from bivisor.toolstack.session import Session
 
 if TYPE_CHECKING:
@@ -34,12 +34,13 @@ DEBUG_EXIT_PORT = 0xF4
 @dataclass(frozen=True, slots=True)
 class Payload:
     """What is booted. `ours`: the initramfs is of this program, and has a driver for the virtio console; `release` is
-    the kernel's, where it is known."""
+    the kernel's, where it is known, and `modules` the folder of its modules."""
 
     kernel: Path
     initrd: Path | None
     ours: bool
     release: str = ""
+    modules: Path | None = None
 
 
 def payload(options: RunOptions, progress: ProgressFactory = on_stderr) -> Payload:
@@ -47,11 +48,13 @@ def payload(options: RunOptions, progress: ProgressFactory = on_stderr) -> Paylo
     kernel, initrd = options.kernel, options.initrd
     if kernel is None:
         guest = default_guest(progress)
-        return Payload(guest.kernel, initrd or guest.initrd, initrd is None, guest.release)
+        return Payload(guest.kernel, initrd or guest.initrd, initrd is None, guest.release, guest.modules)
     if initrd is not None or any(word.startswith("root=") for word in options.append.split()):
         return Payload(kernel, initrd, False)
     made = _guest_of(kernel, progress)
-    return Payload(kernel, None, False) if made is None else Payload(kernel, made.initrd, True, made.release)
+    if made is None:
+        return Payload(kernel, None, False)
+    return Payload(kernel, made.initrd, True, made.release, made.modules)
 
 
 def _guest_of(kernel: Path, progress: ProgressFactory) -> Guest | None:
@@ -95,12 +98,14 @@ def launch(
         for index, net in enumerate(options.nets):
             add_net(vm, net, index)
         _add_balloon(vm)
+        for share in options.shares:
+            add_share(vm, share)
         if attach is not None:
             attach(vm)
         vm.load(
             what.kernel,
             initrd=what.initrd,
-            initrd_tail=_tail(session.command),
+            initrd_tail=_tail(session.command) + _sharing(options, what),
             cmdline=_cmdline(options, session),
             protocol=options.protocol,
             cache=PayloadCache(default_root() / "kernels"),
@@ -123,10 +128,22 @@ def _tail(command: str | None) -> bytes:
     return append_exec(command)
 
 
+def _sharing(options: RunOptions, what: Payload) -> bytes:
+    """What the default guest needs to mount shared folders. ImageError where its kernel cannot."""
+    if not (options.shares and what.ours and what.modules is not None):
+        return b""
+    from bivisor.image.initramfs import append_sharing
+    from bivisor.image.modules import ModuleTree
+
+    return append_sharing(ModuleTree(what.modules))
+
+
 def _cmdline(options: RunOptions, session: Session) -> str:
     loud = "" if options.verbose else "quiet"
     networks = (f"bivisor.dhcp=eth{index}" for index, net in enumerate(options.nets) if net.kind == "user")
-    words = (session.words(), loud, "panic=-1", f"bivisor.exit={DEBUG_EXIT_PORT:#x}", *networks, options.append)
+    shares = (f"bivisor.share={share.tag}{',ro' * share.read_only}" for share in options.shares)
+    ending = ("panic=-1", f"bivisor.exit={DEBUG_EXIT_PORT:#x}")
+    words = (session.words(), loud, *ending, *networks, *shares, options.append)
     return " ".join(filter(None, words))
 
 
@@ -137,6 +154,16 @@ def _add_disk(vm: VirtualMachine, option: DiskOption) -> None:
     disk = open_image(option.path, option.how)
     vm.on_close(disk.close)
     vm.add(VirtioBlk(disk, vm.loop, queues=option.queues, serial=option.serial))
+
+
+def add_share(vm: VirtualMachine, option: ShareOption) -> None:
+    """Plug in a folder of the host."""
+    from bivisor.host.shared_folder import SharedFolder
+    from bivisor.platform.virtio.fs import VirtioFs
+
+    folder = SharedFolder(option.path, read_only=option.read_only)
+    vm.on_close(folder.close)
+    vm.add(VirtioFs(folder, vm.loop, option.tag, cache=option.cache))
 
 
 def add_net(vm: VirtualMachine, option: NetOption, index: int) -> None:

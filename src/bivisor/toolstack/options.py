@@ -42,6 +42,8 @@ _DISK_FLAGS = ("ro", "snapshot", "force-share")
 _DISK_WORDS = (*_DISK_FLAGS, "queues", "serial", "if", "format", "load-snapshot")
 _INTERFACES = ("ide", "ahci", "cdrom", "virtio")
 MACHINES = ("direct", "pc")
+DEFAULT_TAG = "share"
+"""What a shared folder is called that was given no name. The default guest mounts it at /mnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,49 @@ class NetOption:
         return cls(kind, target, words.get("mac", ""), model)
 
 
+_TAG_MAX = 36  # virtio 1.2 section 5.11.4
+_CACHE_MAX_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShareOption:
+    """A folder of the host that the guest has too, under the name `tag`. `cache`: for how many seconds the guest may
+    take what it knows of a file for true."""
+
+    path: Path
+    read_only: bool = False
+    tag: str = DEFAULT_TAG
+    cache: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> ShareOption:
+        """PATH[,ro][,tag=NAME][,cache=SECONDS]. A comma in PATH is fine as long as no option follows it by name."""
+        path, words = _split(text, ("ro", "tag", "cache"))
+        if not path:
+            raise UsageError(f"share {text!r}: a folder comes first, as in src,ro")
+        if words.get("ro"):
+            raise UsageError(f"share {path}: ro takes no value")
+        tag = words.get("tag", DEFAULT_TAG)
+        if len(check_machine_name(tag)) > _TAG_MAX:
+            raise UsageError(f"share {path}: the tag {tag!r} has more than {_TAG_MAX} characters")
+        try:
+            cache = float(words.get("cache", "0"))
+        except ValueError:
+            cache = -1.0
+        if not 0 <= cache <= _CACHE_MAX_S:
+            raise UsageError(f"share {path}: cache={words['cache']} is no number of seconds from 0 to {_CACHE_MAX_S:g}")
+        return cls(Path(path), "ro" in words, tag, cache)
+
+
+def _shares(shares: Iterable[str | Path | ShareOption]) -> tuple[ShareOption, ...]:
+    found = tuple(each if isinstance(each, ShareOption) else ShareOption.parse(str(each)) for each in shares)
+    tags = [each.tag for each in found]
+    for tag in tags:
+        if tags.count(tag) > 1:
+            raise UsageError(f"two shares are called {tag!r}: give each a name, as in src,tag=sources")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """One machine. `memory` is in bytes. No `kernel`: the default guest; no `initrd`: one that fits the kernel.
@@ -131,6 +176,7 @@ class RunOptions:
     cpus: int = 1
     disks: tuple[DiskOption, ...] = ()
     nets: tuple[NetOption, ...] = ()
+    shares: tuple[ShareOption, ...] = ()
     engine: str = "auto"
     command: str | None = None
     verbose: bool = False
@@ -152,6 +198,7 @@ class RunOptions:
         cpus: int = 1,
         disks: Iterable[str | Path | DiskOption] = (),
         nets: Iterable[str | NetOption] = (),
+        shares: Iterable[str | Path | ShareOption] = (),
         engine: str = "auto",
         command: str | None = None,
         verbose: bool = False,
@@ -186,6 +233,7 @@ class RunOptions:
             cpus=cpus,
             disks=tuple(drives),
             nets=tuple(net if isinstance(net, NetOption) else NetOption.parse(net) for net in nets),
+            shares=_shares(shares),
             engine=engine,
             command=command,
             verbose=verbose,

@@ -21,7 +21,7 @@ from bivisor.platform.ide import AtaDisk, CdRom
 from bivisor.platform.virtio.blk import VirtioBlk
 from bivisor.platform.virtio.rng import VirtioRng
 from bivisor.toolstack.control import ControlSocket
-from bivisor.toolstack.launch import DEBUG_EXIT_PORT, add_net
+from bivisor.toolstack.launch import DEBUG_EXIT_PORT, add_net, add_share
 from bivisor.toolstack.options import DiskOption, RunOptions
 from bivisor.toolstack.run import TIMED_OUT, View, say, until_the_end, watch_exits
 from bivisor.toolstack.screen import Display
@@ -61,6 +61,8 @@ def launch_pc(
             place += _add_disk(vm, disk, image, place)
         for index, net in enumerate(options.nets):
             add_net(vm, net, index)
+        for share in options.shares:
+            add_share(vm, share)
         vm.add(VirtioRng(vm.loop))
         vm.power_on()
     except BaseException:
