@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
+from bivisor.abi.xen.errno import Errno
 from bivisor.events import Answer, Delay, Deny, Hypercall, Kind, Probe, Site
 from bivisor.xen.call import Call, Preempted
 from bivisor.xen.decode import NAMES, decode, name_of
@@ -17,6 +18,8 @@ from bivisor.xen.errors import XenError
 Function = Callable[..., int]
 _MASK = (1 << 64) - 1
 _SIGN = 1 << 63
+_NUMBERS = 64
+"""xen.h numbers hypercalls from 0; a hypercall page has room for 128, and Xen uses the first 64."""
 _CALLS = frozenset(NAMES.values())
 
 
@@ -40,8 +43,9 @@ class _Watched:
         self._call = call
         self._probe = probe
         self._delayed = -1
+        known = dict.fromkeys(range(_NUMBERS), _not_there) | dict(table)  # those not there may be a hook's own
         self.functions = {
-            nr: self._wrapped(nr, function) if _may_be(nr, probe.names) else function for nr, function in table.items()
+            nr: self._wrapped(nr, function) if _may_be(nr, probe.names) else function for nr, function in known.items()
         }
 
     def _wrapped(self, nr: int, function: Function) -> Function:
@@ -88,6 +92,10 @@ class _Watched:
             case None:
                 return None
         return 0
+
+
+def _not_there(*_: object) -> int:
+    return -Errno.ENOSYS
 
 
 def _may_be(nr: int, names: tuple[str, ...] | None) -> bool:
