@@ -55,7 +55,9 @@ KINDS = pytest.mark.parametrize("kind", ["pvh", "pv"])
 
 
 @pytest.mark.parametrize(("kind", "size"), [("pvh", 64 * MIB), ("pv", 16 * MIB)], ids=["pvh, 64 MiB", "pv, 16 MiB"])
-def test_two_domains_move_a_file_by_tcp_while_a_third_joins(host: XenHost, kind: str, size: int) -> None:
+def test_two_domains_move_a_file_by_tcp_while_a_third_joins(
+    host: XenHost, kind: str, size: int, third_kind: str = "pvh"
+) -> None:
     one, other = create(host, 1, VifSpec(), kind), create(host, 2, VifSpec(), kind)
     for number, domain in enumerate((one, other), 1):
         up(domain, number)
@@ -67,7 +69,7 @@ def test_two_domains_move_a_file_by_tcp_while_a_third_joins(host: XenHost, kind:
         f"dd if=/dev/urandom of=/file bs=64k count={size >> 16}",
     )
     one.send("sha256sum /file; until nc 10.0.0.2 5000 < /file; do :; done; echo se''nt\n")
-    third = create(host, 3, VifSpec())
+    third = create(host, 3, VifSpec(), third_kind)
     up(third, 3)
     assert " 0% packet loss" in say(third, "ping -c 3 -i 0.2 -W 5 10.0.0.1; ping -c 3 -i 0.2 -W 5 10.0.0.2")
     sums = [

@@ -12,10 +12,12 @@ from bivisor import boot
 from bivisor.abi.xen.xen import ShutdownReason
 from bivisor.errors import UsageError
 from bivisor.image import default_guest, quiet
+from bivisor.image.initramfs import append_exec
 from bivisor.image.place import default_root
 from bivisor.toolstack.domu import DomU
 from bivisor.toolstack.xenhost import XenHost
 
+from . import pv_traps
 from .test_xen_pvh import CMDLINE, PATIENCE_S, Talk
 
 pytestmark = pytest.mark.guest
@@ -52,6 +54,21 @@ def test_a_stock_kernel_reaches_a_shell_as_pv_domain_and_powers_off(host: XenHos
     ask(domain, talk, "sleep 0.2; echo slept $((6 * 7))", "slept 42")
     ask(domain, talk, "dmesg | grep -c 'unchecked MSR\\|WARNING\\|BUG:' | sed 's/^/warnings /'", "warnings 0\r\n")
     domain.send(b"poweroff\n")
+    assert domain.wait(PATIENCE_S) is ShutdownReason.POWEROFF
+
+
+def test_a_program_that_does_what_it_may_not_gets_the_signal_of_real_hardware_and_the_domain_lives(
+    host: XenHost, tmp_path: Path
+) -> None:
+    talk, guest, initrd = Talk(), default_guest(quiet), tmp_path / "initrd"
+    command = "/traps; echo lives $((6 * 7)); poweroff -f"
+    initrd.write_bytes(guest.initrd.read_bytes() + append_exec(command, [("/traps", pv_traps.program(tmp_path))]))
+    cache = boot.PayloadCache(Path(default_root()) / "kernels")
+    domain = host.create("u1", guest.kernel, type="pv", initrd=initrd, cmdline=CMDLINE, console=talk, cache=cache)
+    talk.wait_for(b"lives 42")
+    otherwise = pv_traps.OF_THE_LIBRARY if host.engine.name == "soft" else {}
+    assert pv_traps.ends(bytes(talk.text)) == pv_traps.ENDS | otherwise
+    assert b"Oops" not in talk.text
     assert domain.wait(PATIENCE_S) is ShutdownReason.POWEROFF
 
 

@@ -13,12 +13,14 @@ from bivisor.toolstack.xenhost import XenHost
 
 from . import test_xen_block, test_xen_net
 from .test_xen_pv import (
+    test_a_program_that_does_what_it_may_not_gets_the_signal_of_real_hardware_and_the_domain_lives,
     test_a_pv_domain_uses_as_many_processors_as_it_is_told,
     test_a_stock_kernel_reaches_a_shell_as_pv_domain_and_powers_off,
     test_disk_network_and_balloon_work_in_pv_domains,
 )
 
 __all__ = [
+    "test_a_program_that_does_what_it_may_not_gets_the_signal_of_real_hardware_and_the_domain_lives",
     "test_a_pv_domain_uses_as_many_processors_as_it_is_told",
     "test_a_stock_kernel_reaches_a_shell_as_pv_domain_and_powers_off",
     "test_disk_network_and_balloon_work_in_pv_domains",
@@ -43,4 +45,4 @@ def test_a_file_on_ext4_comes_back_after_a_remount(host: XenHost, tmp_path: Path
 
 
 def test_domains_move_a_file_by_tcp(host: XenHost) -> None:
-    test_xen_net.test_two_domains_move_a_file_by_tcp_while_a_third_joins(host, "pv", 4 * MIB)
+    test_xen_net.test_two_domains_move_a_file_by_tcp_while_a_third_joins(host, "pv", 4 * MIB, "pv")
