@@ -121,7 +121,7 @@ def test_a_hypercall_that_nobody_asks_for_by_name_is_left_alone(world: World) ->
     assert wrapped("block") == wrapped("*") == {Number(nr).name.lower() for nr in TABLE}
     with world.events.subscribe([Kind.HYPERCALL], names=["sched_op"]), world.events.subscribe([Kind.HYPERCALL]):
         assert world.call.watched is not None
-        assert all(function is not TABLE[nr] for nr, function in world.call.watched.items())
+        assert all(world.call.watched[nr] is not function for nr, function in TABLE.items())
 
 
 def test_the_calls_of_a_multicall_are_told_one_by_one(world: World) -> None:
