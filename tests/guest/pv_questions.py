@@ -25,7 +25,7 @@ from .pv_player import BASE, KERNEL, kernel
 ANSWERS = Path(__file__).parent / "tiny" / "xen-4.17-pv.answers"
 LIST, DATA, FIXES, SPARE, OTHER, END = (KERNEL + page * 0x1000 for page in (1, 4, 8, 10, 11, 12))
 ENTRY = struct.Struct("<6QqQ")
-SLOT = 64
+SLOT = 96
 ROOT = 0xF_FFFF
 """Stands for the frame of the level-4 table in use."""
 P, RW, US = 1, 2, 4
@@ -34,6 +34,8 @@ FAR = 1 << 38
 NOBODY, DOM0 = 77, 0
 HERE = -1
 """Among arguments: the address of the question's data."""
+LISTED = -2
+"""Among data: the address of their last word."""
 NOT_CANONICAL, HYPERVISOR, UNMAPPED = 1 << 60, 0xFFFF_8000_0000_0000, 0x1234_5000
 CODE = bytes.fromhex(
     "4889f54c8b66684c8b6e5848b800000080ffffffff4929c549c1ed0c48bb00801080ffffffff488b3b4885ff7436488b"
@@ -82,7 +84,7 @@ def _ext(name: str, cmd: int, first: Value = 0, second: Value = 0, domid: int = 
 
 def questions() -> list[Question]:
     """All of them, in the order in which they are asked."""
-    return [*_mappings(), *_tables(), *_extended(), *_descriptors(), *_entries(), *_others()]
+    return [*_mappings(), *_tables(), *_extended(), *_descriptors(), *_entries(), *_others(), *_exchanges()]
 
 
 def _mappings() -> Iterator[Question]:
@@ -150,6 +152,9 @@ def _extended() -> Iterator[Question]:
     yield _ext("no local descriptors", MmuExt.SET_LDT, 0, 0)
     yield _ext("local descriptors that are not aligned", MmuExt.SET_LDT, BASE + SPARE + 8, 4)
     yield _ext("too many local descriptors", MmuExt.SET_LDT, BASE + SPARE, 8193)
+    yield _ext("local descriptors in a page that it can write", MmuExt.SET_LDT, BASE + SPARE, 4)
+    yield _ext("local descriptors that are nowhere", MmuExt.SET_LDT, UNMAPPED, 8192)
+    yield _ext("no local descriptors any more", MmuExt.SET_LDT, 0, 0)
     yield _ext("clear a page table", MmuExt.CLEAR_PAGE, root)
     yield _ext("clear no memory", MmuExt.CLEAR_PAGE, FAR)
     yield _ext("clear a page", MmuExt.CLEAR_PAGE, spare)
@@ -207,6 +212,7 @@ def _entries() -> Iterator[Question]:
     yield Question("a callback of no kind", op, (0, HERE), (99, BASE + KERNEL))
     yield Question("a callback that is not canonical", op, (0, HERE), (0, NOT_CANONICAL))
     yield Question("no event callback", op, (1, HERE), (0, 0))
+    yield Question("an NMI callback", op, (0, HERE), (4, BASE + KERNEL))
     yield Question("no NMI callback", op, (1, HERE), (4, 0))
     yield Question("an operation on callbacks that is none", op, (9, HERE))
     base = Hypercall.SET_SEGMENT_BASE
@@ -250,6 +256,46 @@ def _others() -> Iterator[Question]:
     yield Question("a call of itself", end, (HERE, 1), (end, 0, 0, 1, 0, 0, 0, 0))
 
 
+def _exchange(
+    name: str,
+    frame: Value,
+    count: int = 1,
+    orders: tuple[int, int] = (0, 0),
+    flags: int = 0,
+    domids: tuple[int, int] = (DOMID_SELF, DOMID_SELF),
+    done: int = 0,
+    wanted: int = 1,
+    at: int = LISTED,
+) -> Question:
+    given = (at, count, orders[0], domids[0])
+    return Question(
+        name,
+        Hypercall.MEMORY_OP,
+        (MemoryOp.EXCHANGE, HERE),
+        (*given, at, wanted, orders[1] | flags << 32, domids[1], done, 0, 0, frame),
+    )
+
+
+def _exchanges() -> Iterator[Question]:
+    other = Frame(OTHER >> 12, shift=0)
+    yield _exchange("exchange too much at once", other, orders=(10, 10))
+    yield _exchange("exchange with more done than there is", other, done=2)
+    yield _exchange("exchange with another", other, domids=(DOMID_SELF, DOM0))
+    yield _exchange("exchange for less", other, count=2)
+    yield _exchange("exchange what is done", other, done=1)
+    yield _exchange("exchange nothing", other, count=0, wanted=0)
+    yield _exchange("exchange frames of Dom0's", other, domids=(DOM0, DOM0))
+    yield _exchange("exchange frames of nobody's", other, domids=(NOBODY, NOBODY))
+    yield _exchange("exchange what is listed nowhere", other, at=UNMAPPED)
+    yield _exchange("exchange its page table", Frame(ROOT, shift=0))
+    yield _exchange("exchange no memory", FAR)
+    yield _exchange("exchange a page that it has mapped", other)
+    yield _map("the other page nowhere", 0, va=BASE + OTHER)
+    yield _exchange("exchange for what no machine has", other, flags=1)
+    yield _exchange("exchange a page", other)
+    yield _map("what it has no longer", Frame(OTHER >> 12, P | RW), va=BASE + OTHER)
+
+
 def build(path: Path) -> Path:
     """The kernel with its questions."""
     image = bytearray(END - KERNEL)
@@ -271,7 +317,7 @@ def build(path: Path) -> Path:
         for number, argument in enumerate(question.arguments, 1):
             put(LIST + ENTRY.size * index + 8 * number, BASE + data if argument == HERE else argument)
         for number, word in enumerate(question.data):
-            put(data + 8 * number, word)
+            put(data + 8 * number, BASE + data + 8 * (len(question.data) - 1) if word == LISTED else word)
     struct.pack_into(f"<{2 * len(fixes)}Q", image, FIXES - KERNEL, *(word for fix in fixes for word in fix))
     return kernel(path, bytes(image))
 

@@ -181,7 +181,9 @@ class Pages:
         mfn = (entry & _ADDRESS) >> 12
         if mfn >= self.frames or mfn in self._absent:
             if not self._extra(mfn):  # what is no memory could be a device's
-                raise XenError(Errno.EPERM if self.frames <= mfn != _NO_FRAME else Errno.EINVAL)
+                if mfn == _NO_FRAME:
+                    raise XenError(Errno.EINVAL)
+                raise XenError(Errno.EBUSY if mfn < self.frames else Errno.EPERM)
         elif entry & _RW:
             if self.kind[mfn] == WRITABLE:
                 self.count[mfn] += 1
