@@ -1,4 +1,4 @@
-"""A PV kernel of forty bytes that makes the hypercalls which a test has written into its memory, and stops.
+"""A PV kernel of sixty bytes that makes the hypercalls which a test has written into its memory, and stops.
 
     again:  mov rax, [rbx]          # number, five arguments, result, and eight bytes for nothing
             mov rdi, [rbx + 8]
@@ -6,10 +6,15 @@
             mov rdx, [rbx + 24]
             mov r10, [rbx + 32]
             mov r8, [rbx + 40]
+            test rax, rax
+            js copy
             syscall
-            mov [rbx + 48], rax
+    told:   mov [rbx + 48], rax
             add rbx, 64
             jmp again
+    copy:   mov rcx, rdx            # no hypercall: RDX bytes from RSI to RDI
+            rep movsb
+            jmp told
 
 RBX is loaded before with the address of the list, which is the second page of the kernel; the third is for arguments.
 """
@@ -28,7 +33,11 @@ from bivisor.toolstack.xenhost import XenHost
 BASE = 0xFFFF_FFFF_8000_0000
 KERNEL, LIST, ARGUMENTS, SPARE = 0x10_0000, 0x10_1000, 0x10_2000, 0x10_3000
 _SIZE = 0x8000
-_LOOP = bytes.fromhex("488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 0f05 48894330 4883c340 ebdd")
+_LOOP = bytes.fromhex(
+    "488b03 488b7b08 488b7310 488b5318 4c8b5320 4c8b4328 4885c0 780c 0f05 48894330 4883c340 ebd8 4889d1 f3a4 ebef"
+)
+COPY = 1 << 63
+"""Stands for the number of a hypercall: what the kernel does itself."""
 _START = b"\x48\xbb" + struct.pack("<Q", BASE + LIST)
 _ENTRY = struct.Struct("<6QqQ")
 PATIENCE_S = 60.0
@@ -83,9 +92,9 @@ class Player:
         """One mmu_update of its own."""
         self.call(Hypercall.MMU_UPDATE, self.argument(struct.pack("<QQ", address, value)), 1, 0, DOMID_SELF)
 
-    def extended(self, command: int, first: int) -> None:
+    def extended(self, command: int, first: int, second: int = 0) -> None:
         """One mmuext_op of its own."""
-        at = self.argument(struct.pack("<I4xQQ", command, first, 0))
+        at = self.argument(struct.pack("<I4xQQ", command, first, second))
         self.call(Hypercall.MMUEXT_OP, at, 1, 0, DOMID_SELF)
 
     def entry(self, virtual: int) -> int:
