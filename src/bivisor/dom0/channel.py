@@ -95,6 +95,7 @@ class _Console:
         """See `Device.disconnect`."""
         self._undo.close()
 
-    def close(self) -> None:
+    def close(self, then: Callable[[], None]) -> bool:
         """See `Device.close`."""
         self._channel = None
+        return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from bivisor.abi.xen.xenbus import XenbusState
@@ -17,6 +19,9 @@ from bivisor.host.images import DiskImage, open_image
 from bivisor.toolstack import xendevices
 from bivisor.toolstack.xendevices import XenDevice
 from bivisor.toolstack.xlconfig.disk import DiskSpec, vdev_number
+
+_CLOSERS = 32
+"""Images that are closed at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +62,28 @@ class Disks:
         self._lock = threading.Lock()
         self._image: DiskImage | None = None
         self._vbds: dict[tuple[int, int], Vbd] = {}
+        self._closing: set[Future[None]] = set()
         self._service = self._make_service()
 
     def _make_service(self) -> Service:
-        return Service(self._control, self._store, "vbd", driver(self._open, self._offer))
+        self._closer = ThreadPoolExecutor(_CLOSERS, "bivisor-vbd-close")
+        return Service(self._control, self._store, "vbd", driver(self._open, self._offer, self._close_beside))
+
+    def _close_beside(self, work: Callable[[], None]) -> Future[None]:
+        """Closing an image waits until its helper has written back what it has, and nobody else is to wait for that."""
+        closing = self._closer.submit(work)
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        return closing
 
     def restart(self) -> None:
         """Kill the back-end and start it again. Front-ends wait meanwhile, and their requests are carried out then."""
-        with self._lock, self._loop.lock:
-            self._service.close()
-            self._service = self._make_service()
+        with self._lock:
+            with self._loop.lock:
+                self._service.close()
+            self._closer.shutdown()
+            with self._loop.lock:
+                self._service = self._make_service()
 
     def _open(self, params: str, read_only: bool) -> Image:
         image, self._image = self._image, None
@@ -122,9 +139,11 @@ class Disks:
             xendevices.detach(self._loop, self._store, vbd.device, timeout=timeout, force=force)
             self._settle()
             self._vbds.pop((vbd.domid, vbd.spec.device), None)
+        wait(list(self._closing))
 
     def forget(self, domid: int) -> None:
-        """The domain is going: close its disks and let go of its memory, without asking it."""
+        """The domain is going: close its disks and let go of its memory, without asking it. Its images can be opened
+        again afterwards."""
         with self._lock:
             mine = self.vbds(domid)
             with self._loop.lock:
@@ -134,6 +153,7 @@ class Disks:
                 self._settle()
             for vbd in mine:
                 del self._vbds[domid, vbd.spec.device]
+        wait(list(self._closing))
 
     def find(self, domid: int, words: str) -> Vbd:
         """The disk that is called so (xvdb) or has this number, as block-detach names one. UsageError."""
@@ -173,8 +193,9 @@ class Disks:
         done.wait(xendevices.TIMEOUT_S)
 
     def close(self) -> None:
-        """Let go of every domain. With the loop's lock held."""
+        """Let go of every domain, and wait until the images are closed. With the loop's lock held."""
         self._service.close()
+        self._closer.shutdown()
         self._vbds.clear()
 
 

@@ -17,6 +17,8 @@ from bivisor.host.loop import Loop
 
 BACKEND_HOME = "/local/domain/0"
 TIMEOUT_S = 10.0
+CLOSING_S = 30.0
+"""How long a back-end may take to close a disk's image whose guest has let go of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,11 @@ def detach(
             raise UsageError(f"domain {device.domid} has no {device.kind} {device.devid}")
         order_to_close(store, device)
     closed = wait_for_state(loop, store, device, {XenbusState.CLOSED}, timeout) is not None
+    if not closed:
+        with loop.lock:
+            front = store.get(f"{device.frontend_path}/state")
+        if front == str(int(XenbusState.CLOSED)):  # the guest has let go; what is behind the device still closes
+            closed = wait_for_state(loop, store, device, {XenbusState.CLOSED}, CLOSING_S) is not None
     if not closed and not force:
         raise UsageError(f"domain {device.domid} does not let go of {device.kind} {device.devid}: it is in use")
     with loop.lock:

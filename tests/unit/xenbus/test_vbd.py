@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,9 @@ from bivisor.abi.xen.blkif import BlkifOp
 from bivisor.abi.xen.ring import REQ_PROD
 from bivisor.abi.xen.xenbus import XenbusState
 from bivisor.dom0.block.image import Offer
+from bivisor.dom0.block.vbd import driver
+from bivisor.dom0.xenbus.service import Service
+from bivisor.host.disk import Disk
 from bivisor.memory import PAGE
 from bivisor.toolstack import xendevices
 
@@ -384,3 +389,37 @@ def rubbish(front: BlkFront, refs: list[int]) -> st.SearchStrategy[bytes]:
         st.builds(front.indirect, st.integers(0, 7), sector, st.lists(a_ref, max_size=8), st.integers(0, 0xFFFF)),
         st.builds(front.discard, sector, sector),
     )
+
+
+def test_closing_an_image_keeps_nobody_waiting(host: FakeHost, image: Path) -> None:
+    """The image takes as long as the test wants, and the disk is closed only then."""
+    begun, end = threading.Event(), threading.Event()
+
+    class Slow(Disk):
+        def close(self) -> None:
+            begun.set()
+            end.wait(10)
+            super().close()
+
+    with ThreadPoolExecutor(1) as pool:
+        block = Service(
+            host.control,
+            host.store,
+            "vbd",
+            driver(lambda params, read_only: Slow(Path(params), read_only=read_only), closer=pool.submit),
+        )
+        device = disk(FakeDomU(host).domid, image)
+        xendevices.add(host.store, device)
+        host.settle()
+        xendevices.order_to_close(host.store, device)
+        host.settle()
+        assert begun.wait(10)
+        host.settle()
+        state = f"{device.backend_path}/state"
+        assert host.store.get(state) == str(int(XenbusState.CLOSING))
+        end.set()
+        pool.submit(int).result()
+        host.settle()
+        assert host.store.get(state) == str(int(XenbusState.CLOSED))
+        Disk(image).close()
+        block.close()

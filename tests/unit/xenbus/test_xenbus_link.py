@@ -17,20 +17,23 @@ from bivisor.toolstack.xendevices import XenDevice
 
 
 class Recorder:
-    """A device that does nothing and notices what is done in a wrong order. `trouble` is what it refuses to do."""
+    """A device that does nothing and notices what is done in a wrong order. Node trouble says what it
+    refuses to do, or to do at once."""
 
     def __init__(self, node: Node, fail: Callable[[Refused], None]) -> None:
         self.node = node
         self.fail = fail
         self.open = self.connected = False
         self.connects = 0
-        self.trouble = ""
+        self.late = False
+        self.closing: Callable[[], None] | None = None
 
     def offer(self) -> Mapping[str, str | int]:
         assert not self.open
         if self.node.get("trouble") == "offer":
             raise Refused("no such disk")
         self.open = True
+        self.late = self.node.get("trouble") == "close"
         return {"feature-something": 1}
 
     def connect(self) -> Mapping[str, str | int]:
@@ -45,9 +48,17 @@ class Recorder:
     def disconnect(self) -> None:
         self.connected = False
 
-    def close(self) -> None:
+    def close(self, then: Callable[[], None]) -> bool:
         assert not self.connected
+        if self.open and self.late:
+            self.closing = then
         self.open = False
+        return self.closing is None
+
+    def closed(self) -> None:
+        assert self.closing is not None
+        then, self.closing = self.closing, None
+        then()
 
 
 class Bench:
@@ -138,6 +149,43 @@ def test_a_device_that_is_pulled_out_closes_when_its_front_end_has(bench: Bench)
     xendevices.remove(bench.host.store, bench.device)
     bench.host.settle()
     assert not bench.service.links
+
+
+def test_a_device_is_closed_only_when_what_is_behind_it_is(bench: Bench) -> None:
+    bench.add(trouble="close")
+    bench.front_to(S.INITIALISED, S.CONNECTED)
+    xendevices.order_to_close(bench.host.store, bench.device)
+    bench.host.settle()
+    assert bench.front_to(S.CLOSING, S.CLOSED) is S.CLOSING
+    assert bench.front_to(S.INITIALISING, S.CLOSED) is S.CLOSING
+    assert not bench.recorder.open
+    bench.recorder.closed()
+    assert bench.front.state is S.CLOSED
+
+
+def test_a_front_end_that_comes_back_waits_until_the_old_disk_is_closed(bench: Bench) -> None:
+    bench.add(trouble="close")
+    bench.front_to(S.INITIALISED, S.CONNECTED)
+    assert bench.front_to(S.INITIALISING) is S.CONNECTED
+    assert not bench.recorder.open
+    assert not bench.recorder.connected
+    bench.recorder.closed()
+    assert bench.front.state is S.INIT_WAIT
+    assert bench.front_to(S.INITIALISED) is S.CONNECTED
+
+
+def test_a_disk_that_is_closed_late_touches_nothing_of_its_successor(bench: Bench) -> None:
+    bench.add(trouble="close")
+    bench.front_to(S.INITIALISED, S.CONNECTED)
+    gone = bench.recorder
+    xendevices.remove(bench.host.store, bench.device)
+    bench.host.settle()
+    bench.add()
+    assert bench.front_to(S.INITIALISED, S.CONNECTED) is S.CONNECTED
+    gone.closed()
+    bench.host.settle()
+    assert bench.front.state is S.CONNECTED
+    assert bench.recorder.connected
 
 
 def test_a_device_that_nobody_uses_closes_at_once(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +33,9 @@ class Image(Protocol):
 
 OpenImage = Callable[[str, bool], Image]
 """(params, read only): the image that the node "params" names. BivisorError where it cannot be had."""
+
+Closer = Callable[[Callable[[], None]], Future[None]]
+"""Has an image closed in another thread."""
 
 
 @dataclass(frozen=True, slots=True)

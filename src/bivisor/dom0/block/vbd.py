@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from bivisor.abi.xen.blkif import (
@@ -20,7 +20,7 @@ from bivisor.abi.xen.blkif import (
     Layout,
 )
 from bivisor.dom0.block.grants import Pages, Persistent, Transient
-from bivisor.dom0.block.image import Image, Offer, OpenImage
+from bivisor.dom0.block.image import Closer, Image, Offer, OpenImage
 from bivisor.dom0.block.queue import Queue
 from bivisor.dom0.xenbus.link import Device
 from bivisor.dom0.xenbus.node import Node, Refused
@@ -32,12 +32,13 @@ from bivisor.xen.errors import GrantError, XenError
 from bivisor.xen.maptrack import Mapping as Mapped
 
 
-def driver(open_image: OpenImage, offer: Offer | None = None) -> Driver:
-    """The driver of type "vbd" for a `Service`."""
+def driver(open_image: OpenImage, offer: Offer | None = None, closer: Closer | None = None) -> Driver:
+    """The driver of type "vbd" for a `Service`. Images are closed by `closer`, for that may take as long as writing
+    back all that was written; without it at once."""
     offered = offer or Offer()
 
     def make(node: Node, fail: Callable[[Refused], None]) -> Device:
-        return Vbd(node, fail, open_image, offered)
+        return Vbd(node, fail, open_image, offered, closer)
 
     return make
 
@@ -45,12 +46,21 @@ def driver(open_image: OpenImage, offer: Offer | None = None) -> Driver:
 class Vbd:
     """See `xenbus.link.Device`."""
 
-    def __init__(self, node: Node, fail: Callable[[Refused], None], open_image: OpenImage, offer: Offer) -> None:
+    def __init__(
+        self,
+        node: Node,
+        fail: Callable[[Refused], None],
+        open_image: OpenImage,
+        offer: Offer,
+        closer: Closer | None = None,
+    ) -> None:
         self._node = node
         self._fail = fail
         self._open_image = open_image
         self._offered = offer
         self._image: Image | None = None
+        self._closer = closer
+        self._closing: Future[None] | None = None
         self._beside: ThreadPoolExecutor | None = None
         self.queues: list[Queue] = []
         self._undo = contextlib.ExitStack()
@@ -183,11 +193,16 @@ class Vbd:
         self.queues.clear()
         self._undo.close()
 
-    def close(self) -> None:
+    def close(self, then: Callable[[], None]) -> bool:
         """See `Device.close`."""
-        if self._image is not None:
-            self._image.close()
-            self._image = None
+        image, self._image = self._image, None
+        if image is not None and self._closer is None:
+            image.close()
+        elif image is not None and self._closer is not None:
+            loop = self._node.control.loop
+            self._closing = self._closer(image.close)
+            self._closing.add_done_callback(lambda _: loop.call_soon(then))
+        return self._closing is None or self._closing.done()
 
 
 def _physical(image: Image) -> int:

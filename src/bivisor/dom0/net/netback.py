@@ -104,9 +104,10 @@ class Netback:
         for queue in queues:
             queue.close()
 
-    def close(self) -> None:
+    def close(self, then: Callable[[], None]) -> bool:
         """See `Device.close`."""
         self._bridge = None
+        return True
 
     def _has(self, feature: str) -> bool:
         return self.node.front_number(feature, 0) != 0

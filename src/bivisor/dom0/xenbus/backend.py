@@ -99,8 +99,9 @@ class RingBackend:
         self.pages = []
         self._undo.close()
 
-    def close(self) -> None:
+    def close(self, then: Callable[[], None]) -> bool:
         """See `Device.close`."""
+        return True
 
     def _event(self) -> None:
         ring = self.ring

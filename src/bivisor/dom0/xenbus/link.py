@@ -22,7 +22,7 @@ class Device(Protocol):
     def offer(self) -> Mapping[str, str | int]:
         """Open what is behind the device; the nodes that the front-end reads before it connects. Refused.
 
-        Called again, after `close`, when a front-end has closed and another one begins.
+        Called again, after `close` is done, when a front-end has closed and another one begins.
         """
 
     def connect(self) -> Mapping[str, str | int]:
@@ -34,8 +34,9 @@ class Device(Protocol):
     def disconnect(self) -> None:
         """Stop serving, give back every mapping and port, as often as it is called. It may wait for I/O to end."""
 
-    def close(self) -> None:
-        """Give back what `offer` opened, as often as it is called. `disconnect` has been called before."""
+    def close(self, then: Callable[[], None]) -> bool:
+        """Give back what `offer` opened, as often as it is called. `disconnect` has been called before. False where
+        that goes on beside the loop: `then` is called in the loop's thread when it is done."""
 
 
 class Link:
@@ -47,6 +48,7 @@ class Link:
         self.connected = False
         self._offered = False
         self._failed = False
+        self._gone = False
         self._steps: dict[XenbusState, Callable[[XenbusState], None]] = {
             XenbusState.UNKNOWN: self._front_gone,
             XenbusState.INITIALISING: self._front_begins,
@@ -57,7 +59,9 @@ class Link:
         }
 
     def step(self) -> None:
-        """Do what the two states ask for."""
+        """Do what the two states ask for. What waits for a device that is being closed is done by the step after."""
+        if self._gone:
+            return
         what = self._steps.get(self.node.front_state())
         if what is None:
             return
@@ -79,13 +83,15 @@ class Link:
     def _offer(self, own: XenbusState) -> None:
         if self._offered and own is XenbusState.INIT_WAIT:
             return
-        self._open()
-        self.node.switch(XenbusState.INIT_WAIT)
+        if self._open():
+            self.node.switch(XenbusState.INIT_WAIT)
 
-    def _open(self) -> None:
-        self.device.close()  # its nodes may be others by now
+    def _open(self) -> bool:
+        if not self.device.close(self.step):  # its nodes may be others by now
+            return False
         self.node.write(self.device.offer())
         self._offered = True
+        return True
 
     def _front_ready(self, own: XenbusState) -> None:
         """Its rings are there."""
@@ -93,8 +99,8 @@ class Link:
             return
         if own is XenbusState.CLOSING and self.node.front_state() is not XenbusState.CONNECTED:
             return
-        if not self._offered:
-            self._open()
+        if not self._offered and not self._open():
+            return
         self.connected = True
         self.node.write(self.device.connect())
         self.node.forget_error()
@@ -128,15 +134,19 @@ class Link:
 
     def _end(self, state: XenbusState) -> None:
         """Nothing is held when the state says so: whoever waits for it may give the disk to another at once."""
-        self.close()
-        self.node.switch(state)
+        if self._let_go():
+            self.node.switch(state)
+
+    def _let_go(self) -> bool:
+        self._disconnect()
+        self._offered = False
+        return self.device.close(self.step)
 
     def _disconnect(self) -> None:
         self.connected = False
         self.device.disconnect()
 
     def close(self) -> None:
-        """Give everything back and tell nobody."""
-        self._disconnect()
-        self._offered = False
-        self.device.close()
+        """Give everything back and tell nobody. The device may still be closing what it opened."""
+        self._gone = True
+        self._let_go()
