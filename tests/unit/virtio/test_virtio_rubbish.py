@@ -19,12 +19,14 @@ from bivisor.host.falloc import punch_hole
 from bivisor.host.link import cable
 from bivisor.host.loop import ManualLoop
 from bivisor.host.memstream import MemoryStream
+from bivisor.host.shared_folder import SharedFolder
 from bivisor.memory import GuestMemory
 from bivisor.platform.virtio import registers as reg
 from bivisor.platform.virtio.balloon import VirtioBalloon
 from bivisor.platform.virtio.blk import VirtioBlk
 from bivisor.platform.virtio.console import Port, VirtioConsole
 from bivisor.platform.virtio.device import VirtioDevice
+from bivisor.platform.virtio.fs import VirtioFs
 from bivisor.platform.virtio.net import VirtioNet
 from bivisor.platform.virtio.registers import VirtioRegisters
 from bivisor.platform.virtio.rng import VirtioRng
@@ -76,7 +78,13 @@ def make_rng(stack: ExitStack, loop: ManualLoop) -> VirtioDevice:
     return VirtioRng(loop)
 
 
-MAKERS = [make_blk, make_console, make_net, make_balloon, make_rng]
+def make_fs(stack: ExitStack, loop: ManualLoop) -> VirtioDevice:
+    shared = SharedFolder(stack.enter_context(tempfile.TemporaryDirectory()))
+    stack.callback(shared.close)
+    return VirtioFs(shared, loop, "files")
+
+
+MAKERS = [make_blk, make_console, make_net, make_balloon, make_rng, make_fs]
 
 
 DATA = 0x80000
