@@ -65,6 +65,8 @@ class KvmVcpu:
         self._on_close = on_close
         self._statistics: Statistics | None = None
         self._outs: frozenset[int] = frozenset()
+        self.on_signal: Callable[[], None] | None = None
+        """Called, by the processor's thread, when a signal that was no kick has taken it out of the guest: an alarm."""
         self._counts = [0] * _EXIT_REASONS
         self._process = os.getpid()
         self._thread = self._home = 0  # the thread that is in run(), and the one that was last
@@ -145,6 +147,8 @@ class KvmVcpu:
         match error:
             case errno.EINTR:
                 if not self._area.bytes[Run.IMMEDIATE_EXIT]:
+                    if self.on_signal is not None:
+                        self.on_signal()
                     return None  # some other signal; its handler has run by now
                 self._area.bytes[Run.IMMEDIATE_EXIT] = 0
                 self._counts[ExitReason.INTR] += 1

@@ -145,6 +145,21 @@ class Ring3Guest(PvGuest):
             thread.before_entry()
         return may
 
+    def set_timer(self, vcpu: int, deadline: int | None) -> None:
+        """See `Upcall.set_timer`. A processor's own thread has an alarm for it, but while it sleeps."""
+        thread = self.threads[vcpu]
+        assert isinstance(thread, Ring3Thread)
+        if not thread.set_timer(deadline):
+            super().set_timer(vcpu, deadline)
+
+    def set_timer_aside(self, vcpu: int, deadline: int | None) -> None:
+        """As `set_timer`, by a thread that is none of the processors'."""
+        super().set_timer(vcpu, deadline)
+
+    def ring(self, vcpu: int) -> None:
+        """The timer of processor `vcpu` has come to its time."""
+        self._ring(vcpu)
+
     def _interrupt(self, vcpu: int) -> None:
         thread = self.threads[vcpu]
         assert isinstance(thread, Ring3Thread)

@@ -11,6 +11,7 @@ from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, ShutdownReason
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Exit, Hypercall, InterruptWindow
+from bivisor.cpu.kvm.alarm import Alarm
 from bivisor.errors import EngineError
 from bivisor.memory import PAGE
 from bivisor.xen.call import Preempted
@@ -48,6 +49,7 @@ _FRAME_RFLAGS: Final = 5
 _IN_IDT: Final = 2  # in the error code of #GP
 _DR6: Final = 6
 _GLANCE_S: Final = 0.00005
+_LONGEST_NS: Final = 3_600_000_000_000
 _CR2: Final = 16  # in struct vcpu_info
 
 
@@ -74,6 +76,12 @@ class Ring3Thread(VcpuThread):
         self._lock = guest.xen.lock
         self._sites.append(watch_hypercalls(self._pv_call, TABLE))
         self._calls = 0
+        self._alarm: Alarm | None = None
+        self._due: int | None = None
+        """System time at which its timer rings, while the alarm is set for it."""
+        self._aside = False
+        """Whether the timer may be in the hands of another thread."""
+        vcpu.on_signal = self._look_at_clock  # type: ignore[attr-defined]
         self.counts = dict.fromkeys(TABLE, 0)
 
     def hypercalls(self) -> dict[int, int]:
@@ -116,6 +124,8 @@ class Ring3Thread(VcpuThread):
         self.machine.settle()
         regs[0] = result & _MASK
         self._live.changed()
+        if self._due is not None:
+            self._ring_if_due()
         self._calls += 1
         if not self._calls & 63:
             self._guest.keep_time(self.tsc)
@@ -247,6 +257,53 @@ class Ring3Thread(VcpuThread):
         """IN or OUT of the guest's own, on a processor that does not ask for its privilege: nothing is there."""
         return True
 
+    # ---------------------------------------------------------------- its timer
+
+    def set_timer(self, deadline: int | None) -> bool:
+        """Ring at `deadline` (system time), or never. False from other threads than its own: somebody else has to."""
+        if threading.current_thread() is not self._thread:
+            return False
+        if self._aside:
+            self._aside = False
+            self._guest.set_timer_aside(self.index, None)
+        if deadline is not None:
+            if self._alarm is None:
+                self._alarm = Alarm()
+            after = deadline - self._xen.system_time()
+            self._alarm.set(min(max(after, 1), _LONGEST_NS))
+        self._due = deadline
+        return True
+
+    def _ring_if_due(self) -> None:
+        if self._due is not None and self._xen.system_time() >= self._due:
+            self._due = None
+            self._guest.ring(self.index)
+
+    def _look_at_clock(self) -> None:
+        """The alarm has taken it out of the guest."""
+        self.handling = True
+        if self._due is not None:
+            self.before_entry()
+        elif self._alarm is not None:
+            self._alarm.off()
+        self.handling = False
+
+    def _sleep(self) -> None:
+        """As `VcpuThread._sleep`, with its timer in the hands of a thread that does not sleep."""
+        due, self._due = self._due, None
+        if due is not None and self._alarm is not None:
+            self._alarm.off()
+            self._guest.set_timer_aside(self.index, due)
+            self._aside = True
+        super()._sleep()
+
+    def _main(self) -> None:
+        try:
+            super()._main()
+        finally:
+            if self._alarm is not None:
+                self._alarm.close()
+
     # ---------------------------------------------------------------- events
 
     def event(self) -> None:
@@ -274,6 +331,8 @@ class Ring3Thread(VcpuThread):
         """Interrupt the guest if it has an event to see."""
         if self.machine.cpu.flush and self._guest.native:
             self._forget()
+        if self._due is not None:
+            self._ring_if_due()
         info = self._info.info
         if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
             view = self.vcpu.kernel_view  # type: ignore[attr-defined]
