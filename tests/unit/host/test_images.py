@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,15 +67,21 @@ def test_a_qcow2_image_is_recognised_read_and_written(qcow2: Path, qemu_img: Qem
     assert not any(data[262144 : 262144 + 4096])
 
 
-def test_the_helper_ends_with_the_disk_and_leaves_nothing(qcow2: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The only folder for temporary files, whose name is short: sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix="bv-", dir="/tmp") as name:
+        monkeypatch.setattr("tempfile.tempdir", name)
+        yield Path(name)
+
+
+def test_the_helper_ends_with_the_disk_and_leaves_nothing(qcow2: Path, temporary: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     with QemuImage(qcow2, "qcow2") as disk:
         assert Path(f"/proc/{disk.pid}").exists()
     assert not Path(f"/proc/{disk.pid}").exists()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    assert not list((tmp_path / "temporary").iterdir())
+    assert not list(temporary.iterdir())
 
 
 def test_a_helper_that_dies_is_an_error_of_the_disk(qcow2: Path) -> None:
