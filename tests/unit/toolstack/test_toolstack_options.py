@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bivisor.errors import UsageError
 from bivisor.host.how import HowToOpen
-from bivisor.toolstack.options import DiskOption, NetOption, RunOptions, parse_memory
+from bivisor.toolstack.options import DiskOption, NetOption, RunOptions, ShareOption, parse_memory
 
 MIB = 1 << 20
 
@@ -102,3 +102,34 @@ def test_a_screen_and_a_disc_are_for_a_pc() -> None:
         with pytest.raises(UsageError, match="--machine pc"):
             RunOptions.of(**words)
         RunOptions.of(machine="pc", **words)
+
+
+def test_a_share_is_a_folder_with_options() -> None:
+    assert ShareOption.parse("src") == ShareOption(Path("src"), False, "share", 0.0)
+    assert ShareOption.parse("a,b,ro,tag=n.1,cache=0.5") == ShareOption(Path("a,b"), True, "n.1", 0.5)
+    shares = RunOptions.of(shares=["a", Path("b,tag=x"), ShareOption(Path("c"), tag="y")]).shares
+    assert [share.tag for share in shares] == ["share", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (",ro", "a folder comes first"),
+        ("src,ro=1", "ro takes no value"),
+        ("src,ro,ro", "once each"),
+        ("src,tag=a b", "letters, digits"),
+        ("src,tag=", "letters, digits"),
+        ("src,tag=" + "a" * 37, "more than 36 characters"),
+        ("src,cache=long", "no number of seconds"),
+        ("src,cache=-1", "no number of seconds"),
+        ("src,cache=nan", "no number of seconds"),
+    ],
+)
+def test_a_share_with_wrong_options_is_refused(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        ShareOption.parse(text)
+
+
+def test_two_shares_of_one_name_are_refused() -> None:
+    with pytest.raises(UsageError, match="two shares are called 'share'"):
+        RunOptions.of(shares=["a", "b"])
