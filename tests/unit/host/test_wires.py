@@ -17,7 +17,7 @@ from bivisor.errors import HostError, UsageError
 from bivisor.host.framed import FramedStream
 from bivisor.host.link import SocketLink
 from bivisor.host.loop import EventLoop, ManualLoop
-from bivisor.host.passt import Passt
+from bivisor.host.passt import Passt, without_padding
 from bivisor.host.tap import Tap
 
 
@@ -179,6 +179,14 @@ def test_a_host_without_passt_is_told_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(HostError, match="apt install passt"):
         Passt(ManualLoop())
+
+
+@given(st.binary(min_size=60, max_size=60), st.integers(0, 65535))
+def test_passt_is_sent_ipv4_packets_without_the_padding_of_short_frames(frame: bytes, length: int) -> None:
+    frame = frame[:12] + b"\x08\0" + frame[14:16] + struct.pack(">H", length) + frame[18:]
+    assert without_padding(frame) == (frame[: 14 + length] if 20 <= length < 46 else frame)
+    other = frame[:12] + b"\x86\xdd" + frame[14:]
+    assert without_padding(other) == other
 
 
 @pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
