@@ -135,7 +135,10 @@ def _sharing(options: RunOptions, what: Payload) -> bytes:
     from bivisor.image.initramfs import append_sharing
     from bivisor.image.modules import ModuleTree
 
-    return append_sharing(ModuleTree(what.modules))
+    try:
+        return append_sharing(ModuleTree(what.modules))
+    except ImageError as error:
+        raise ImageError(f"--share: {error}") from None
 
 
 def _cmdline(options: RunOptions, session: Session) -> str:
