@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
@@ -38,7 +39,7 @@ class Options(TypedDict, total=False):
     cpus: int
     disks: list[str | DiskOption]
     nets: list[str | NetOption]
-    shares: list[str | ShareOption]
+    shares: Sequence[str | Path | ShareOption]
     engine: str
     verbose: bool
     snapshot: bool
