@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from threading import Event
 
 from bivisor.host.falloc import fallocate
 
 NAME_MAX = 255
+ALLOCATION_STEP = 256 << 20
 FILE_END = (1 << 63) - 1
 Work = Callable[[], int]
 """What another thread does; it gives the number of bytes, where there are any."""
@@ -64,11 +66,14 @@ def full_sync(fd: int) -> int:
     return 0
 
 
-def allocation(mode: int, offset: int, length: int) -> Callable[[int], int]:
-    """What calls fallocate(2) for a descriptor."""
+def allocation(mode: int, offset: int, length: int, hurry: Event) -> Callable[[int], int]:
+    """What calls fallocate(2) for a descriptor, piece by piece, as all of it may take long. EINTR once `hurry` is set."""
 
     def act(fd: int) -> int:
-        fallocate(fd, mode, offset, length)
+        for at in range(offset, offset + length, ALLOCATION_STEP):
+            if hurry.is_set():
+                raise error(errno.EINTR)
+            fallocate(fd, mode, at, min(ALLOCATION_STEP, offset + length - at))
         return 0
 
     return act

@@ -15,6 +15,7 @@ import itertools
 import os
 import resource
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,7 @@ class SharedFolder:
         self._handles_max = min(HANDLES_MAX, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._handles: dict[int, _File | Listing] = {}
         self._numbers = itertools.count(1)
+        self._hurry = threading.Event()
 
     # Names
 
@@ -97,8 +99,13 @@ class SharedFolder:
         """See `Nodes.forget`."""
         self._nodes.forget(node, count)
 
+    def hurry(self) -> None:
+        """Nobody waits any more for what other threads do: it may end early, until `forget_all`."""
+        self._hurry.set()
+
     def forget_all(self) -> None:
         """The guest has closed and forgotten everything."""
+        self._hurry.clear()
         for handle in list(self._handles):
             self.release(handle)
         self._nodes.forget_all()
@@ -300,7 +307,7 @@ class SharedFolder:
             raise error(errno.EOPNOTSUPP)
         if not 0 < length <= FILE_END - min(offset, FILE_END):
             raise error(errno.EINVAL)
-        return with_fd(os.dup(self._file(handle).fd), allocation(mode, offset, length))
+        return with_fd(os.dup(self._file(handle).fd), allocation(mode, offset, length, self._hurry))
 
     def seek(self, handle: int, offset: int, whence: int) -> int:
         """Where data or a hole begins (SEEK_DATA, SEEK_HOLE of lseek(2))."""

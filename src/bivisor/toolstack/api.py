@@ -1,7 +1,7 @@
 """Guests from Python: `run` for one command, `Guest` for a console that is talked to.
 
 Both take the options of the command line as keywords (see `RunOptions.of`: kernel, initrd, append, protocol, memory,
-cpus, disks, nets, engine, verbose, snapshot), and raise what it would print: UsageError, ImageError, HostError,
+cpus, disks, nets, shares, engine, verbose, snapshot), and raise what it would print: UsageError, ImageError, HostError,
 EngineError.
 """
 

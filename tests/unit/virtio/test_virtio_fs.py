@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fuse_client import ANSWERS, FuseClient, FuseError
 
 from bivisor.abi import fuse as abi
 from bivisor.errors import UsageError
-from bivisor.host import shared_folder, shared_nodes
+from bivisor.host import shared_calls, shared_folder, shared_nodes
 from bivisor.host.shared_folder import SharedFolder
 from bivisor.platform.virtio.fs import REQUEST
 
@@ -334,6 +335,32 @@ def test_a_reset_closes_everything_and_no_work_touches_memory_after_it(client: F
     assert open_fds() == before
     client.loop.run_soon()
     assert client.memory.read(ANSWERS, 16) == b"\xff" * 16
+
+
+def test_a_reset_does_not_wait_for_what_would_take_long(client: FuseClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    begun = threading.Event()
+
+    def one_step(_fd: int, _mode: int, at: int, _length: int) -> None:
+        steps.append(at)
+        begun.set()
+        client.folder._hurry.wait(30)
+
+    monkeypatch.setattr(shared_calls, "fallocate", one_step)
+    _, opened = client.create(b"new", os.O_RDWR)
+    body = abi.FALLOCATE_IN.pack(opened, 0, 1 << 40, 0, 0)
+    request = abi.IN_HEADER.pack(0, abi.FALLOCATE, 7, 1, 0, 0, 0, 0) + body
+    client.memory.write(0x100000, request)
+    client.queues[REQUEST].add([(0x100000, len(request))], [(ANSWERS, 16)], table=True)
+    client.device.notify(REQUEST)
+    assert begun.wait(30)
+    client.device.reset()
+    assert steps == [0]
+    client.start()  # and what is asked for after it is done
+    node, opened = client.create(b"newer", os.O_RDWR)
+    monkeypatch.undo()
+    client.call(abi.FALLOCATE, node, abi.FALLOCATE_IN.pack(opened, 0, 100, 0, 0))
+    assert client.status(node)["size"] == 100
 
 
 def test_what_cannot_be_shared_is_said_in_one_line(tmp_path: Path) -> None:

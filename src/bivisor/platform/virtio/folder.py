@@ -31,6 +31,9 @@ class Folder(Protocol):
     def forget(self, node: int, count: int) -> None:
         """The guest takes back `count` lookups of a node; what makes no sense is ignored."""
 
+    def hurry(self) -> None:
+        """Nobody waits any more for what other threads do: it may end early, until `forget_all`."""
+
     def forget_all(self) -> None:
         """The guest has closed and forgotten everything."""
 

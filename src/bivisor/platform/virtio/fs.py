@@ -144,6 +144,7 @@ class VirtioFs(VirtioDevice):
 
     def reset(self) -> None:
         """Guest memory may not be touched after a reset, so it waits for work that is under way."""
+        self.server.hurry()
         wait([entry[2] for entry in self._working.values()])
         self._working.clear()
         self.server.forget_all()

@@ -88,6 +88,10 @@ class FuseServer:
         except (struct.error, OverflowError, ValueError) as error:
             raise OSError(errno.EINVAL, str(error)) from None
 
+    def hurry(self) -> None:
+        """See `Folder.hurry`."""
+        self._folder.hurry()
+
     def forget_all(self) -> None:
         """The guest is gone, or begins anew."""
         self._folder.forget_all()
