@@ -141,7 +141,9 @@ class E1000(PciFunction):
         self._drive()
 
     def _drive(self) -> None:
-        self.set_intx(bool(self._causes & self._masked))
+        level = bool(self._causes & self._masked)
+        if level != self._intx:
+            self.set_intx(level)
 
     # Rings
 
