@@ -131,3 +131,17 @@ def test_what_does_not_fit_is_noticed_before_it_is_written(hidden: h.Hidden) -> 
 )
 def test_privileged_instructions_are_recognised(code: str, wanted: Privileged | None) -> None:
     assert decode(bytes.fromhex(code)) == wanted
+
+
+def test_a_single_store_is_for_registers_and_any_more_for_the_list(hidden: h.Hidden) -> None:
+    block = hidden.cpus[0]
+    block.forget()
+    assert block.take_one() is None
+    block.stores[h.WINDOW + 8] = 5
+    block.retired.add(7)
+    assert block.take_one() is None
+    block.retired.clear()
+    assert block.take_one() == (h.WINDOW + 8, 5)
+    assert not block.stores and block.bytes[1] == 2
+    block.stores.update({h.WINDOW: 1, h.WINDOW + 8: 2})
+    assert block.take_one() is None

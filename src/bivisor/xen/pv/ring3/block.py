@@ -12,6 +12,7 @@ from bivisor.xen.pv.ring3.stub import EVENT, SYSCALL
 
 _MODE, _WORK, _BOUNCE = 0, 1, 2
 _OTHER: Final = 2
+_ONE: Final = 2
 _INFO, _KSP, _KROOT, _UROOT, _ROOT = 1, 2, 3, 4, 5  # in quads
 _HANDLERS: Final = PAGE // 8
 _FLAGS: Final = 0x1820
@@ -130,6 +131,14 @@ class Block:
         """The engine knows no page tables: there is nothing to do."""
         self.stores.clear()
         self.retired.clear()
+
+    def take_one(self) -> tuple[int, int] | None:
+        """The only thing that the stub is to do, if it is a store: address and value, which it expects in RCX and R11
+        when a hypercall returns. Takes it out of `stores`."""
+        if len(self.stores) != 1 or self.retired:
+            return None
+        self.bytes[_WORK] = _ONE
+        return self.stores.popitem()
 
     def work(self, flush: bool) -> None:
         """Have the stub make `stores`, if they fit, and forget translations if `flush`."""

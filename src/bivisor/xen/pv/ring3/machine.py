@@ -126,6 +126,14 @@ class Ring3Machine(PvMachine):
             block.retired |= pages.retired
             pages.retired.clear()
 
+    def settle_call(self) -> None:
+        """As `settle`, after a hypercall: most have one store and nothing else."""
+        block = self.private
+        if self.is_shadowed and not self.cpu.flush and (one := block.take_one()) is not None:
+            self.cpu.store_one(*one)
+        else:
+            self.settle()
+
     def settle(self) -> None:
         """Before the guest goes on: have the stub do what hypercalls did to page tables."""
         block = self.private
@@ -248,6 +256,13 @@ class Ring3Cpu:
     def flush_page(self, linear: int) -> None:
         """As `flush_tlb`."""
         self.flush_tlb()
+
+    def store_one(self, address: int, value: int) -> None:
+        """Have the stub, which is about to return from a hypercall, make one store (stub.S, ONE)."""
+        words = self._live.words
+        self._frame[_FRAME_RIP] = words[_ORDER[_RCX]]
+        words[_ORDER[_RCX]], words[_ORDER[_R11]] = address, value
+        self._live.changed()
 
     def set_base(self, segment: str, base: int) -> None:
         """See `Supervised.set_base`."""

@@ -15,10 +15,12 @@
         .text
 
         .set MODE,      0                       # u8: 1 while the kernel runs, 0 while a program does
-        .set WORK,      1                       # u8: the host has left stores and an address space to load
+        .set WORK,      1                       # u8: the host has left stores and an address space to load; ONE: after
+                                                # CALL, a store alone, its address in RCX and what in R11
         .set BOUNCE,    2                       # u8: after TRAP, whether the guest gets it; OTHER: as one that has an
                                                 # error code if this has none, and the other way round
         .set OTHER,     2
+        .set ONE,       2
         .set INFO,      8                       # where struct vcpu_info is
         .set KSP,       16                      # the kernel's stack, for entries from programs
         .set KROOT,      24
@@ -225,7 +227,13 @@ called: mov     r11, [rsp + 40 + INFO]
         jmp     without_error
 
 called_with_work:
-        mov     [rsp], rcx
+        cmp     byte ptr [rsp + 40 + WORK], ONE
+        jne     1f
+        mov     [rcx], r11
+        mov     byte ptr [rsp + 40 + WORK], 0
+        mov     rcx, [rsp]
+        jmp     called
+1:      mov     [rsp], rcx
         work    5
         mov     rcx, [rsp]
         jmp     called

@@ -121,7 +121,7 @@ class Ring3Thread(VcpuThread):
                 result = self._go_on(number, more)
         else:
             result = -Errno.ENOSYS
-        self.machine.settle()
+        self.machine.settle_call()
         regs[0] = result & _MASK
         self._live.changed()
         if self._due is not None:
