@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bivisor.dom0.block.image import Offer
-from bivisor.errors import HostError
+from bivisor.errors import HostError, UsageError
 from bivisor.toolstack.xenhost import XenHost
 
 from . import test_xen_block, test_xen_net
@@ -46,3 +46,9 @@ def test_a_file_on_ext4_comes_back_after_a_remount(host: XenHost, tmp_path: Path
 
 def test_domains_move_a_file_by_tcp(host: XenHost) -> None:
     test_xen_net.test_two_domains_move_a_file_by_tcp_while_a_third_joins(host, "pv", 4 * MIB, "pv")
+
+
+def test_gdb_is_refused_with_what_can_be_done_instead_and_leaves_no_domain(host: XenHost) -> None:
+    with pytest.raises(UsageError, match="needs the engine soft"):
+        host.create("u1", type="pv", gdb="0")
+    assert sorted(host.xen.domains) == [0]
