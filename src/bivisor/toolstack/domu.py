@@ -151,8 +151,8 @@ class DomU(Inside, Inspected, Eventful):
         return target_of(self._host.engine, guest.vcpus, guest.memory, guest.control)
 
     def serve_gdb(self, text: str) -> None:
-        """Let gdb attach, before it runs for the first time: [HOST:]PORT[,wait]. UsageError, also for a PV domain on the
-        engine kvm: what its processor says of itself may be the stub's between kernel and hypervisor."""
+        """Let gdb attach, before it runs for the first time: [HOST:]PORT[,wait]. UsageError, also for a PV domain on
+        the engine kvm: what its processor says of itself may be the stub's between kernel and hypervisor."""
         if self.config.type == "pv" and self._host.engine.name == "kvm":
             raise UsageError(f"gdb for the PV domain {self.name} needs the engine soft: kvm runs it beside a stub")
         self._gdb = serve(self.target, text, self._kill)
