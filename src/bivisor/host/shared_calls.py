@@ -67,7 +67,7 @@ def full_sync(fd: int) -> int:
 
 
 def allocation(mode: int, offset: int, length: int, hurry: Event) -> Callable[[int], int]:
-    """What calls fallocate(2) for a descriptor, piece by piece, as all of it may take long. EINTR once `hurry` is set."""
+    """What calls fallocate(2) piece by piece, as all of it may take long. EINTR once `hurry` is set."""
 
     def act(fd: int) -> int:
         for at in range(offset, offset + length, ALLOCATION_STEP):
