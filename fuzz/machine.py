@@ -197,7 +197,7 @@ class FuzzMachine:
             assert isinstance(board.ahci, Ahci)
             self.functions["ahci"] = board.ahci
         makers: dict[str, Callable[[], PciFunction]] = {
-            "e1000": lambda: E1000(memory, self.wire, "52:54:00:00:00:01"),
+            "e1000": lambda: E1000(memory, self.wire, "52:54:00:00:00:01", loop),
             "virtio-blk": lambda: VirtioPci(VirtioBlk(self.disk, loop), memory),
             "virtio-net": lambda: VirtioPci(VirtioNet(self.wire, "52:54:00:00:00:02"), memory),
             "virtio-console": lambda: VirtioPci(

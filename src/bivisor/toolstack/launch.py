@@ -180,7 +180,7 @@ def add_net(vm: VirtualMachine, option: NetOption, index: int) -> None:
     if option.model == "e1000":
         from bivisor.platform.e1000 import E1000
 
-        vm.pc.add(E1000(vm.memory, wire, mac))
+        vm.pc.add(E1000(vm.memory, wire, mac, vm.loop))
     else:
         vm.add(VirtioNet(wire, mac))
 

@@ -14,6 +14,7 @@ from bivisor.abi.virtio import NET_HDR
 from bivisor.platform.e1000 import E1000
 from bivisor.platform.e1000 import registers as r
 from bivisor.platform.e1000.arrival import frames_of
+from bivisor.platform.e1000.card import SENT_INTERVAL_S
 from bivisor.platform.e1000.transmit import checksum
 
 BASE, TX, RX, BUFFERS = 0xE000_0000, 0x1000, 0x2000, 0x8000
@@ -56,7 +57,7 @@ class Wire:
 class Driver:
     def __init__(self, made: Bench) -> None:
         self.made, self.wire = made, Wire()
-        made.board.add(E1000(made.memory, self.wire, MAC), 3)
+        made.board.add(E1000(made.memory, self.wire, MAC, made.loop), 3)
         made.config(1, 0, 0x60 + 2, 0x0B, 1)  # slot 3, pin A: PIRQ C
         made.config(3, 0, 0x10, BASE)
         made.config(3, 0, 0x04, 7, 2)
@@ -107,6 +108,33 @@ def test_a_frame_in_two_pieces_is_sent_and_the_guest_told(driver: Driver) -> Non
     assert not driver.made.lines[11]
     assert driver[r.TDH] == 2
     assert driver.made.memory.read(TX + 16 + 12, 1) == b"\x01"
+
+
+def test_interrupts_that_only_say_what_was_sent_are_moderated(driver: Driver) -> None:
+    def send() -> None:
+        driver.put(r.TX_LEGACY.pack(BUFFERS, 60, 0, r.CMD_EOP | r.CMD_RS, 0, 0, 0))
+        driver.go()
+
+    assert driver[r.ICR] & r.INT_TXQE  # that nothing was to be sent yet
+    driver.made.loop.advance(1)
+    send()
+    assert driver.made.lines[11]
+    assert driver[r.ICR] & r.INT_TXDW
+    send()
+    assert not driver.made.lines[11]
+    driver.made.loop.advance(SENT_INTERVAL_S)
+    assert driver.made.lines[11]
+    assert driver[r.ICR] & r.INT_TXDW
+    for _ in range(4):
+        send()
+        assert not driver.made.lines[11]
+    send()  # more than half of the ring
+    assert driver.made.lines[11]
+    assert driver[r.TDH] == 7
+    assert driver[r.ICR] & r.INT_TXDW
+    send()
+    driver[r.ICS] = r.INT_RXT0
+    assert driver.made.lines[11], "what arrives is told at once"
 
 
 def test_a_long_segment_is_cut_into_frames_with_right_checksums(driver: Driver) -> None:

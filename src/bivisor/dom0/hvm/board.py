@@ -140,7 +140,7 @@ class HvmBoard:
 
     def add_nic(self, wire: NetBackend, mac: str, close: Callable[[], None]) -> None:
         """Plug in a network card; `close` as above."""
-        card = E1000(self.memory, wire, mac)
+        card = E1000(self.memory, wire, mac, self.loop)
         self.pci.add(card)
         self._nics.append(card)
         self._held[card] = close

@@ -93,7 +93,7 @@ def kvm_emulated(setting: Setting, console: Console, stack: ExitStack) -> Subjec
     vm.board.boot_order.append("/pci@i0cf8/ide@1,1/drive@0/disk@0")
     peer = Peer(vm.loop, SENT_BYTES)
     vm.on_close(peer.close)
-    vm.pc.add(E1000(vm.memory, peer, GUEST_MAC))
+    vm.pc.add(E1000(vm.memory, peer, GUEST_MAC, vm.loop))
     vm.power_on()
     return _hosted(vm, console, peer, lambda text: vm.send(text.encode()), "/dev/sdb", login=True)
 
