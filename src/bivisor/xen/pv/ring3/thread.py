@@ -288,14 +288,22 @@ class Ring3Thread(VcpuThread):
             self._alarm.off()
         self.handling = False
 
-    def _sleep(self) -> None:
-        """As `VcpuThread._sleep`, with its timer in the hands of a thread that does not sleep."""
+    def _set_aside(self) -> None:
+        """Give its timer into the hands of a thread that does not wait."""
         due, self._due = self._due, None
         if due is not None and self._alarm is not None:
             self._alarm.off()
             self._guest.set_timer_aside(self.index, due)
             self._aside = True
+
+    def _sleep(self) -> None:
+        self._set_aside()
         super()._sleep()
+
+    def _leave(self) -> None:
+        if not self._domain.runnable:
+            self._set_aside()
+        super()._leave()
 
     def _main(self) -> None:
         try:
