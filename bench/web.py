@@ -34,7 +34,7 @@ from bivisor.toolstack.xenhost import XenHost
 from guest.storm import Storm
 
 MIB = 1 << 20
-PAIRS = 8
+PAIRS = 20
 
 
 @contextmanager

@@ -9,18 +9,17 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from bivisor.errors import UsageError
-from bivisor.events import Event, Events, Kind, Subscription
+from bivisor.events import Event, Events, Kind
 from bivisor.toolstack.hostd import messages
 from bivisor.toolstack.hostd.server import Peer
 
-TURN_S = 0.1
+TURN_S = 0.2
 MOST_A_TURN = 40
-_LIMIT = 8192
 
 
 def kinds_of(words: Iterable[str]) -> list[Kind]:
@@ -50,6 +49,46 @@ def offer_tail(
     peer.take = take
 
 
+class Newest:
+    """Counts events as they happen and keeps the last of them: little for each, in the thread in which it happens, and
+    nothing that would have to be done for all of them later while the guest waits for the interpreter.
+
+    Of an event all the fields of one of `match` have to be equal, where there are some.
+    """
+
+    def __init__(self, match: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._match = tuple(tuple(wanted.items()) for wanted in match)
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[Kind, str], int] = {}
+        self._kept: deque[Event] = deque(maxlen=MOST_A_TURN)
+
+    def put(self, event: Event) -> None:
+        """It happened."""
+        if self._match and not any(
+            all(getattr(event, name, None) == value for name, value in wanted) for wanted in self._match
+        ):
+            return
+        key = (event.kind, event.name)
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
+            self._kept.append(event)
+
+    def turn(self) -> dict[str, Any] | None:
+        """What came since the last turn: `counts` by kind and name, and the newest `events`; None for nothing."""
+        with self._lock:
+            counts, self._counts = self._counts, {}
+            kept = list(self._kept)
+            self._kept.clear()
+        if not counts:
+            return None
+        named = {f"{kind.value}.{name}": count for (kind, name), count in counts.items()}
+        return {"counts": named, "events": [event.to_dict() for event in kept]}
+
+
+def _is_so(event: Event, wanted: tuple[tuple[str, Any], ...]) -> bool:
+    return all(getattr(event, name, None) == value for name, value in wanted)
+
+
 class Tail:
     """Sends a message each turn in which something happened, from `start()` until the other end hangs up."""
 
@@ -64,8 +103,8 @@ class Tail:
         match: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._end = end
-        self._match = match
-        self._subscription = events.subscribe(kinds, domains=domains, names=names, limit=_LIMIT)
+        self._newest = Newest(match)
+        self._listener = events.listen(self._newest.put, kinds, domains=domains, names=names)
         self._thread = threading.Thread(target=self._work, name="bivisor-tail", daemon=True)
 
     def start(self) -> None:
@@ -76,16 +115,16 @@ class Tail:
         end = self._end
         end.settimeout(TURN_S)
         try:
-            with self._subscription as subscription:
-                while self._is_listened_to():
-                    message = turn(subscription, self._match)
-                    if message is not None:
-                        end.settimeout(None)
-                        end.sendall(messages.encode(message))
-                        end.settimeout(TURN_S)
+            while self._is_listened_to():
+                message = self._newest.turn()
+                if message is not None:
+                    end.settimeout(None)
+                    end.sendall(messages.encode(message))
+                    end.settimeout(TURN_S)
         except OSError:
             pass
         finally:
+            self._listener.close()
             end.close()
 
     def _is_listened_to(self) -> bool:
@@ -98,22 +137,3 @@ class Tail:
             return True
         time.sleep(max(0.0, TURN_S - (time.monotonic() - began)))
         return True
-
-
-def turn(subscription: Subscription, match: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
-    """What one turn brought: `counts` by kind and name, the newest `events`, and how many the ring `dropped` so far.
-
-    Of an event all the fields of one of `match` have to be equal, where there are some. None where there was nothing.
-    """
-    found = subscription.take()
-    if match:
-        found = [event for event in found if any(_is_so(event, wanted) for wanted in match)]
-    if not found:
-        return None
-    counts = Counter(f"{event.kind.value}.{event.name}" for event in found)
-    newest = [event.to_dict() for event in found[-MOST_A_TURN:]]
-    return {"counts": counts, "events": newest, "dropped": subscription.dropped}
-
-
-def _is_so(event: Event, wanted: Mapping[str, Any]) -> bool:
-    return all(getattr(event, name, None) == value for name, value in wanted.items())

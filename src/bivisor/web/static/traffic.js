@@ -33,8 +33,7 @@ export function showTraffic(place, whose, wanted) {
     began ??= message.events[0].time;
     const second = recent.reduce((sum, [, times]) => sum + times, 0);
     const names = [...total].map(([name, times]) => `${name} ${times}`).join(", ");
-    const lost = message.dropped ? `; ${message.dropped} too many to be shown` : "";
-    rate.textContent = `${second} a second: ${names}${lost}`;
+    rate.textContent = `${second} a second: ${names}`;
     list.append(...message.events.slice(-ROWS).map((event) => row(event, began)));
     while (list.childElementCount > ROWS) list.firstElementChild.remove();
   };
