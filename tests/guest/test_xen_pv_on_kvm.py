@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bivisor.abi.xen.domctl import Trigger
 from bivisor.dom0.block.image import Offer
 from bivisor.errors import HostError, UsageError
 from bivisor.toolstack.xenhost import XenHost
@@ -46,6 +47,16 @@ def test_a_file_on_ext4_comes_back_after_a_remount(host: XenHost, tmp_path: Path
 
 def test_domains_move_a_file_by_tcp(host: XenHost) -> None:
     test_xen_net.test_two_domains_move_a_file_by_tcp_while_a_third_joins(host, "pv", 4 * MIB, "pv")
+
+
+def test_a_stock_kernel_takes_nmis(host: XenHost) -> None:
+    domain = host.create("u1", type="pv")
+    domain.wait_for("Leave with exit", 100)
+    for _ in range(2):
+        host.control.domains.trigger(domain.domid, Trigger.NMI, 0)
+        domain.wait_for("NMI received", 20)
+    domain.send("echo $((40 + 2))\n")
+    domain.wait_for("42\r\n", 20)
 
 
 def test_gdb_is_refused_with_what_can_be_done_instead_and_leaves_no_domain(host: XenHost) -> None:

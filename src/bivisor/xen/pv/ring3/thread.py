@@ -61,6 +61,7 @@ class Ring3Thread(VcpuThread):
     def __init__(self, guest: Ring3Guest, domain: Domain, vcpu: Vcpu, machine: Ring3Machine) -> None:
         super().__init__(guest, domain, vcpu)
         self.machine = machine
+        self._has_nmi = False
         self._block = machine.private
         live = self._live = vcpu.live()  # type: ignore[attr-defined]
         self._registers: memoryview = live.words
@@ -341,17 +342,30 @@ class Ring3Thread(VcpuThread):
             self._forget()
         if self._due is not None:
             self._ring_if_due()
-        info = self._info.info
-        if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
+        if self._waiting:
             view = self.vcpu.kernel_view  # type: ignore[attr-defined]
             if view.ready_for_interrupt_injection and view.if_flag:
-                self.vcpu.interrupt(UPCALL_VECTOR)
+                self._take()
             else:
                 self.vcpu.request_interrupt_window()
 
+    @property
+    def _waiting(self) -> bool:
+        info = self._info.info
+        return self._has_nmi or bool(info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK])
+
+    def _take(self) -> None:
+        """Interrupt the guest, which can be: the stub looks for events again when the kernel has seen an NMI."""
+        self.vcpu.interrupt(Vector.NMI if self._has_nmi else UPCALL_VECTOR)
+        self._has_nmi = False
+
+    def _deliver_nmi(self) -> None:
+        """As an interrupt, which the stub never takes; the kernel has interrupts on always."""
+        self._has_nmi = True
+        self.before_entry()
+
     def _window(self, _: Exit) -> bool:
         self.vcpu.request_interrupt_window(False)
-        info = self._info.info
-        if info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK]:
-            self.vcpu.interrupt(UPCALL_VECTOR)
+        if self._waiting:
+            self._take()
         return True
