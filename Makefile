@@ -5,7 +5,7 @@
 # make test    setup, lint, and the tests (those of the reference machine are for .ci/run)
 
 BIN := .venv/bin
-SOURCES := src tests fuzz $(wildcard bench)
+SOURCES := src tests fuzz examples $(wildcard bench)
 MINUTES := 10
 
 .PHONY: setup demo test lint format docs bench fuzz clean
