@@ -18,7 +18,7 @@ from bivisor.events import Event, Events, Kind
 from bivisor.toolstack.hostd import messages
 from bivisor.toolstack.hostd.server import Peer
 
-TURN_S = 0.2
+TURN_S = 0.5
 MOST_A_TURN = 40
 
 

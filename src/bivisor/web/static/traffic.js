@@ -3,7 +3,7 @@
 import { make, set } from "./dom.js";
 import { follow } from "./link.js";
 
-const ROWS = 60;
+const ROWS = 40;
 const RATE_MS = 1000;
 
 /** Show it in `place`: `whose` events ("xen", or a machine), and which of them are `wanted`. Returns what ends it. */
@@ -34,8 +34,8 @@ export function showTraffic(place, whose, wanted) {
     const second = recent.reduce((sum, [, times]) => sum + times, 0);
     const names = [...total].map(([name, times]) => `${name} ${times}`).join(", ");
     rate.textContent = `${second} a second: ${names}`;
-    list.append(...message.events.slice(-ROWS).map((event) => row(event, began)));
-    while (list.childElementCount > ROWS) list.firstElementChild.remove();
+    const fresh = message.events.slice(-ROWS).map((event) => row(event, began));
+    list.replaceChildren(...[...list.children].slice(fresh.length - ROWS || ROWS), ...fresh);
   };
   return follow(`/events/${whose}?wanted=${encodeURIComponent(JSON.stringify(wanted))}`, hear, (words) => {
     if (words !== "live") rate.textContent = words;
