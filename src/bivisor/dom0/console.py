@@ -5,7 +5,6 @@ What the guest writes goes to `sink` and into a bounded history; `send()` is wha
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from functools import partial
 
@@ -15,8 +14,9 @@ from bivisor.xen.errors import XenError
 
 IN_SIZE, OUT_SIZE = 1024, 2048
 _OUT_AT = IN_SIZE
-_INDICES = struct.Struct("<IIII")  # in_cons, in_prod, out_cons, out_prod
 _INDICES_AT = IN_SIZE + OUT_SIZE
+_IN_PROD, _OUT_CONS = 1, 2  # of in_cons, in_prod, out_cons, out_prod
+_INDICES_SIZE = 16
 _U32 = 0xFFFF_FFFF
 HISTORY = 64 << 10
 
@@ -34,6 +34,9 @@ class ConsoleRing:
     ) -> None:
         self._control = control
         self._ring = ring
+        # As numbers, each read and written at once: `struct` goes byte by byte, and a guest that looks meanwhile throws
+        # away what it has to say.
+        self._indices = ring[_INDICES_AT : _INDICES_AT + _INDICES_SIZE].cast("I")
         self.sink = sink
         self.history = bytearray()
         self._input = bytearray()
@@ -56,7 +59,7 @@ class ConsoleRing:
     def _event(self) -> None:
         if self.broken:
             return
-        in_cons, in_prod, out_cons, out_prod = _INDICES.unpack_from(self._ring, _INDICES_AT)
+        in_cons, in_prod, out_cons, out_prod = self._indices
         waiting = out_prod - out_cons & _U32
         # a guest that claims more than the ring holds would make us read what nobody wrote
         if waiting > OUT_SIZE or in_prod - in_cons & _U32 > IN_SIZE:
@@ -64,7 +67,7 @@ class ConsoleRing:
             return
         if waiting:
             self._take(out_cons, waiting)
-            struct.pack_into("<I", self._ring, _INDICES_AT + 8, out_prod)
+            self._indices[_OUT_CONS] = out_prod
         given = self._give(in_prod, IN_SIZE - (in_prod - in_cons & _U32))
         if self.on_transfer is not None:
             self._tell(waiting, given)
@@ -94,7 +97,7 @@ class ConsoleRing:
             self._ring[at : at + first] = self._input[:first]
             self._ring[: count - first] = self._input[first:count]
             del self._input[:count]
-            struct.pack_into("<I", self._ring, _INDICES_AT + 4, start + count & _U32)
+            self._indices[_IN_PROD] = start + count & _U32
         return count
 
     def close(self) -> None:
@@ -105,6 +108,7 @@ class ConsoleRing:
         except XenError:  # nobody is there to be notified
             pass
         self._control.unbind(self._port)
+        self._indices.release()
 
 
 class Console(ConsoleRing):

@@ -42,7 +42,6 @@ _RO = int(Pte.P | Pte.A | Pte.D)
 _RW = _RO | int(Pte.RW)
 _CODE64, _CODE64_USER, _CODE32_USER = 0x00AF_9B00_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_FB00_0000_FFFF
 _DATA_KERNEL, _DATA_USER = 0x00CF_9300_0000_FFFF, 0x00CF_F300_0000_FFFF
-_Q = struct.Struct("<Q")
 _CALLBACKS: Final = {
     abi.CallbackType.EVENT: (_EVENT, None),
     abi.CallbackType.SYSCALL: (_SYSCALL, _MASK),
@@ -84,7 +83,7 @@ class Private:
 
     def put(self, at: int, value: int) -> None:
         """Write 64 bits."""
-        _Q.pack_into(self.view, at, value)
+        self.view[at : at + 8] = value.to_bytes(8, "little")  # at once: `struct` writes zeroes first
 
     def _map_m2p(self, size: int) -> int:
         level3, level2 = self.page(), self.page()

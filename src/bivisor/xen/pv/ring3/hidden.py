@@ -97,7 +97,7 @@ class Hidden:
 
     def put(self, at: int, value: int) -> None:
         """Store 64 bits."""
-        _Q.pack_into(self.view, at, value)
+        self.view[at : at + 8] = value.to_bytes(8, "little")  # at once: `struct` writes zeroes first
 
     def _map_m2p(self, size: int) -> int:
         level3, level2, gate2, gate1, gate = (self._page() for _ in range(5))
