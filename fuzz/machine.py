@@ -18,6 +18,7 @@ from bivisor.platform.ahci import Ahci
 from bivisor.platform.bus import Bus, Claim, mmio_bus, port_bus
 from bivisor.platform.e1000 import E1000
 from bivisor.platform.events import Event
+from bivisor.platform.flash import BLOCK, Flash
 from bivisor.platform.i440fx.board import BoardOptions, I440fxBoard, Site
 from bivisor.platform.ide import AtaDisk, CdRom
 from bivisor.platform.irqchip import PcIrqChip
@@ -31,6 +32,7 @@ from bivisor.platform.virtio.rng import VirtioRng
 
 SIZE = 2 << 20
 GAP = (0xA0000, 0xC0000)
+FLASH = 0xFFC0_0000
 SCRATCH, PAGES = 0x1_0000, 16
 STEPS_MAX = 200
 _CANARY = b"\xc5" * (GAP[1] - GAP[0])
@@ -82,6 +84,13 @@ class Disk:
 
     def zero(self, offset: int, length: int, unmap: bool) -> None:
         assert 0 <= offset <= offset + length <= self.size
+
+
+class Store:
+    """Where the flash is kept."""
+
+    def save(self, offset: int, data: bytes) -> None:
+        assert 0 <= offset < offset + len(data) <= BLOCK
 
 
 class Wire:
@@ -175,6 +184,10 @@ class FuzzMachine:
         timer = hpet.Hpet(loop, self.chip.set_irq, line)
         options = BoardOptions(vga_rom=b"\x55\xaa" + bytes(510), wall=lambda: 1e9 + loop.now(), hpet=timer)
         self.board = I440fxBoard(site, options, console=lambda _: None, on_event=self._event)
+        content = bytearray(b"\xff" * 3 * BLOCK)
+        self.flash = memoryview(content)[BLOCK : 2 * BLOCK]  # what is around it has to stay
+        self._flash_around = content
+        self.mmio.attach(FLASH, BLOCK, Flash(self.flash, Store(), lambda _: None), "flash")
         self.disk, self.disc, self.wire, self.terminal = Disk(1 << 20), Disk(1 << 20), Wire(), Terminal()
         self._plug_in()
         if not self.wanted:
@@ -238,6 +251,8 @@ class FuzzMachine:
     def check(self) -> None:
         """What holds after every input."""
         assert self.memory.ram.view[slice(*GAP)] == _CANARY, "a write left guest memory"
+        around = self._flash_around
+        assert around[:BLOCK] == around[2 * BLOCK :] == b"\xff" * BLOCK, "a write left the flash"
 
     def close(self) -> None:
         self.board.close()

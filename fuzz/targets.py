@@ -111,6 +111,7 @@ TARGETS: dict[str, Target] = {
     "ahci": Target(("AHCI",), "ahci", _ahci),
     "e1000": Target(("e1000",), "e1000", _e1000),
     "vga": Target(("VGA", "vga", "Bochs"), "vga"),
+    "flash": Target(("flash",)),
     "fw_cfg": Target(("firmware",), "", _fw_cfg),
     "hpet": Target(("HPET",)),
     "timers": Target(("8254", "port 0x61", "RTC", "HPET")),

@@ -15,6 +15,7 @@ Examples:
   bivisor run --memory 1G --disk disk.img,ro --net user
   bivisor run --share . --exec 'ls -l /mnt'
   bivisor run --kernel /boot/vmlinuz --append loglevel=7 --verbose
+  bivisor run --machine pc --firmware uefi --firmware-vars vars.fd --disk disk.img
   bivisor run --gdb 1234,wait                     then: gdb vmlinux -ex 'target remote :1234'
   bivisor run --exec true --stats --trace exits.txt
 
@@ -63,6 +64,18 @@ Exit status: that of the --exec command (or what the guest wrote to its debug-ex
     default="direct",
     show_default=True,
     help="direct: a kernel that is handed over; pc: firmware that boots from a disk.",
+)
+@click.option(
+    "--firmware",
+    metavar="bios|uefi|FILE",
+    default="bios",
+    show_default=True,
+    help="With --machine pc: SeaBIOS, OVMF, or what FILE has.",
+)
+@click.option(
+    "--firmware-vars",
+    metavar="FILE",
+    help="Where UEFI keeps its variables (boot entries); made if it is not there. Without it they are thrown away.",
 )
 @click.option("--boot-menu", is_flag=True, help="With --machine pc: the firmware waits for Esc, and asks what to boot.")
 @click.option("--no-reboot", is_flag=True, help="With --machine pc: a reset ends the run.")

@@ -27,6 +27,14 @@ class MachineWindows:
         self._wanted[name] = slot
         self._machine.between_blocks(self._settle)
 
+    def show_rom(self, name: str, slot: Slot | None) -> None:
+        """As `show_slot` with a read-only slot, and at once: the guest's next access finds the change. No engine has
+        code of such a slot that it could be executing."""
+        self._wanted[name] = slot
+        if not self._closed:
+            self._take_away(name)
+            self._put(name)
+
     def places(self) -> list[tuple[int, int]]:
         """(address, length) of each window that is somewhere, or is about to be."""
         slots = {slot for slot in self._wanted.values() if slot is not None} | set(self._mapped.values())
@@ -35,17 +43,25 @@ class MachineWindows:
     def _settle(self) -> None:
         if self._closed:
             return
-        for name, slot in self._mapped.copy().items():
-            if self._wanted.get(name) != slot:
-                self._machine.unmap(self._mapped.pop(name))
-        for name, wanted in self._wanted.items():
-            if wanted is None or name in self._mapped or self._is_taken(wanted):
-                continue
-            try:
-                self._machine.map(wanted)
-            except BivisorError:  # a place that the engine cannot map stays with the device
-                continue
-            self._mapped[name] = wanted
+        for name in self._mapped.copy():
+            self._take_away(name)
+        for name in self._wanted:
+            self._put(name)
+
+    def _take_away(self, name: str) -> None:
+        slot = self._mapped.get(name)
+        if slot is not None and self._wanted.get(name) != slot:
+            self._machine.unmap(self._mapped.pop(name))
+
+    def _put(self, name: str) -> None:
+        wanted = self._wanted.get(name)
+        if wanted is None or name in self._mapped or self._is_taken(wanted):
+            return
+        try:
+            self._machine.map(wanted)
+        except BivisorError:  # a place that the engine cannot map stays with the device
+            return
+        self._mapped[name] = wanted
 
     def _is_taken(self, wanted: Slot) -> bool:
         others = (*self._memory.slots, *self._mapped.values())

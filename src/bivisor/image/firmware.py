@@ -1,5 +1,5 @@
-"""Files of distribution packages that a PC is started with: SeaBIOS, GRUB, memtest86+. The host's own are taken if it
-has the package; otherwise the package is downloaded into the cache, and nothing is installed."""
+"""Files of distribution packages that a PC is started with: SeaBIOS, OVMF, GRUB, memtest86+. The host's own are taken
+if it has the package; otherwise the package is downloaded into the cache, and nothing is installed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bivisor.image.cache import Cache
 from bivisor.image.packages import Apt, PackageError
 from bivisor.image.progress import ProgressFactory, on_stderr
 
+_OVMF = ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
 _SEABIOS = ("bios-256k.bin", "vgabios-stdvga.bin")
 
 
@@ -35,3 +36,13 @@ def seabios(cache: Cache | None = None, progress: ProgressFactory = on_stderr) -
         installed = package_files(cache or Cache(), ("seabios",), r"share/seabios/[^/]+", progress) / "share/seabios"
     bios, vga = (installed / name for name in _SEABIOS)
     return bios, vga
+
+
+def ovmf(cache: Cache | None = None, progress: ProgressFactory = on_stderr) -> tuple[Path, Path]:
+    """The paths of OVMF's code (4 MiB with its variables; neither Secure Boot nor SMM) and of fresh variables."""
+    installed = Path("/usr/share/OVMF")
+    if not all((installed / name).is_file() for name in _OVMF):
+        installed = package_files(cache or Cache(), ("ovmf",), r"share/OVMF/OVMF_(CODE|VARS)_4M\.fd", progress)
+        installed /= "share/OVMF"
+    code, variables = (installed / name for name in _OVMF)
+    return code, variables

@@ -9,6 +9,7 @@ import uuid as uuids
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 from bivisor.cpu.windows import MachineWindows
 from bivisor.errors import ImageError, UsageError
@@ -16,6 +17,8 @@ from bivisor.kvm.vm import MIB, VirtualMachine
 from bivisor.memory import PAGE, GuestMemory, MemoryRegion, Slot
 from bivisor.platform import i8254, port61
 from bivisor.platform.board import Board
+from bivisor.platform.flash import Flash, Store
+from bivisor.platform.fwcfg import DirectKernel
 from bivisor.platform.hpet import Hpet, TimerLine
 from bivisor.platform.i440fx.board import BoardOptions, I440fxBoard, Site
 from bivisor.platform.ide.drive import Drive
@@ -27,12 +30,20 @@ _SHADOW = 0x2_0000
 _MEMORY_LEAST = 8 * MIB
 
 
+class Variables(Store, Protocol):
+    """The content of the flash below UEFI firmware, which outlives the machine."""
+
+    def load(self) -> bytes:
+        """All of it: whole blocks of 4 KiB."""
+
+
 @dataclass(frozen=True, slots=True)
 class Firmware:
-    """The BIOS, of 64 KiB to 8 MiB, and the video BIOS."""
+    """The BIOS or UEFI code, of 64 KiB to 8 MiB, the video BIOS, and UEFI's variables."""
 
     bios: bytes
     vga: bytes
+    variables: Variables | None = None
 
 
 def _ignore(data: bytes) -> None:
@@ -47,6 +58,7 @@ class PcSettings:
     log: Callable[[bytes], None] = _ignore
     uuid: uuids.UUID = field(default_factory=uuids.uuid4)
     boot_menu: bool = False
+    kernel: DirectKernel | None = None
 
 
 class FirmwareMachine(VirtualMachine):
@@ -98,9 +110,24 @@ class FirmwareMachine(VirtualMachine):
             uuid=self._settings.uuid,
             boot_menu=self._settings.boot_menu,
             hpet=hpet,
+            kernel=self._settings.kernel,
         )
         self.board = I440fxBoard(site, options, console=self._com1, on_event=self._event)
+        if self._settings.firmware.variables is not None:
+            self._add_flash(self._settings.firmware.variables)
         return self.board
+
+    def _add_flash(self, variables: Variables) -> None:
+        """Flash with `variables` right below the code, which finds it there."""
+        content = variables.load()
+        region = MemoryRegion(len(content), "bivisor-flash")
+        self._held.callback(region.close)
+        array = region.view[:]
+        self._held.callback(array.release)
+        array[:] = content
+        slot = Slot(_END - len(self._settings.firmware.bios) - len(content), len(content), region, readonly=True)
+        flash = Flash(array, variables, lambda shown: self.windows.show_rom("flash", slot if shown else None))
+        self.mmio.attach(slot.gpa, slot.size, flash, "flash")
 
     def _interrupts(self) -> tuple[Callable[[int, bool], None], int, Hpet]:
         """Interrupt controllers and timers; the function that sets a line, and the timer's input of the I/O APIC."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from bivisor.errors import GuestAddressError, UsageError
@@ -22,8 +23,11 @@ _FEATURES = 0x1 | 0x2  # the traditional interface, and DMA
 _DMA_SIGNATURE = b"QEMU CFG"
 DMA_ERROR, DMA_READ, DMA_SKIP, DMA_SELECT, DMA_WRITE = 0x01, 0x02, 0x04, 0x08, 0x10
 _DMA = struct.Struct(">IIQ")
+_U32 = struct.Struct("<I")
 _ENTRY = struct.Struct(">IHH56s")
 NAME_MAX = 55
+_KERNEL_SIZE, _INITRD_SIZE, _KERNEL_DATA, _INITRD_DATA = 0x08, 0x0B, 0x11, 0x12
+_CMDLINE_SIZE, _CMDLINE_DATA, _SETUP_SIZE, _SETUP_DATA = 0x14, 0x15, 0x17, 0x18
 
 
 class Memory(Protocol):
@@ -34,6 +38,26 @@ class Memory(Protocol):
 
     def written(self, gpa: int, length: int) -> None:
         """The device wrote there."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectKernel:
+    """A Linux kernel for firmware to start: a bzImage's setup sectors and the rest, an initramfs, a command line."""
+
+    setup: bytes
+    kernel: bytes
+    initrd: bytes
+    cmdline: str
+
+    def items(self) -> dict[int, bytes]:
+        """The items in which the firmware looks for it."""
+        parts = (
+            (_SETUP_SIZE, _SETUP_DATA, self.setup),
+            (_KERNEL_SIZE, _KERNEL_DATA, self.kernel),
+            (_INITRD_SIZE, _INITRD_DATA, self.initrd),
+            (_CMDLINE_SIZE, _CMDLINE_DATA, self.cmdline.encode() + b"\0"),
+        )
+        return {key: value for size, data, part in parts for key, value in ((size, _U32.pack(len(part))), (data, part))}
 
 
 class FwCfg:

@@ -185,6 +185,8 @@ class RunOptions:
     control: Path | None = None
     vnc: str | None = None
     boot_menu: bool = False
+    firmware: str = "bios"
+    firmware_vars: Path | None = None
 
     @classmethod
     def of(
@@ -209,15 +211,19 @@ class RunOptions:
         snapshot: bool = False,
         vnc: str | None = None,
         boot_menu: bool = False,
+        firmware: str | Path = "bios",
+        firmware_vars: str | Path | None = None,
     ) -> RunOptions:
         """The options in the words of the command line (`memory` in MiB or with a unit). `cdroms` are disks behind the
-        others; `snapshot` throws away what is written to any disk. UsageError in one line."""
+        others; `snapshot` throws away what is written to any disk; `firmware` is "bios", "uefi" or a file, and
+        `firmware_vars` where UEFI keeps its variables. UsageError in one line."""
         if cpus < 1:
             raise UsageError(f"{cpus} processors: a machine has at least one")
         if machine not in MACHINES:
             raise UsageError(f"machine {machine!r}: it is {' or '.join(MACHINES)}")
         discs = list(cdroms)
-        for name, value in (("vnc", vnc), ("control", control), ("cdrom", discs)):
+        of_firmware = (("firmware", str(firmware) != "bios"), ("firmware-vars", firmware_vars))
+        for name, value in (("vnc", vnc), ("control", control), ("cdrom", discs), *of_firmware):
             if value and machine != "pc":
                 raise UsageError(f"--{name}: a machine that is handed a kernel has nothing of the kind (--machine pc)")
         drives = [disk if isinstance(disk, DiskOption) else DiskOption.parse(str(disk)) for disk in disks]
@@ -242,6 +248,8 @@ class RunOptions:
             control=None if control is None else Path(control),
             vnc=vnc,
             boot_menu=boot_menu,
+            firmware=str(firmware),
+            firmware_vars=None if firmware_vars is None else Path(firmware_vars),
         )
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from bivisor.errors import UsageError
 from bivisor.host.images import DiskImage, open_image
-from bivisor.image.firmware import seabios
 from bivisor.kvm import End, Outcome
 from bivisor.kvm.firmware import Firmware, FirmwareMachine, PcSettings
 from bivisor.kvm.vm import Wrapper
@@ -23,6 +22,7 @@ from bivisor.platform.virtio.rng import VirtioRng
 from bivisor.toolstack.control import ControlSocket
 from bivisor.toolstack.launch import DEBUG_EXIT_PORT, add_net, add_share
 from bivisor.toolstack.options import DiskOption, RunOptions
+from bivisor.toolstack.pcfirmware import BIOS, direct_kernel, load_firmware
 from bivisor.toolstack.run import TIMED_OUT, View, say, until_the_end, watch_exits
 from bivisor.toolstack.screen import Display
 from bivisor.toolstack.session import Log, Session
@@ -38,20 +38,24 @@ def launch_pc(
     log: Callable[[bytes], None],
     wrap: Wrapper | None = None,
     images: Sequence[DiskImage] | None = None,
+    firmware: Firmware | None = None,
 ) -> FirmwareMachine:
-    """A PC with everything that `options` ask for, ready to start. Closing it gives everything back, but for `images`:
-    the open images of its disks, where they are to outlive it."""
-    bios, vga = seabios()
-    settings = PcSettings(Firmware(bios.read_bytes(), vga.read_bytes()), log, boot_menu=options.boot_menu)
-    vm = FirmwareMachine(
-        settings,
-        memory=options.memory,
-        cpus=options.cpus,
-        engine=options.engine,
-        console=session.com1,
-        debug_exit_port=DEBUG_EXIT_PORT,
-        wrap=wrap,
-    )
+    """A PC with everything that `options` ask for, ready to start. Closing it gives everything back, but for `images`
+    and `firmware`: the open images of its disks, and its firmware with variables, where they are to outlive it."""
+    with ExitStack() as opened:
+        if firmware is None:
+            firmware = load_firmware(options, opened.callback)
+        settings = PcSettings(firmware, log, boot_menu=options.boot_menu, kernel=direct_kernel(options))
+        vm = FirmwareMachine(
+            settings,
+            memory=options.memory,
+            cpus=options.cpus,
+            engine=options.engine,
+            console=session.com1,
+            debug_exit_port=DEBUG_EXIT_PORT,
+            wrap=wrap,
+        )
+        vm.on_close(opened.pop_all().close)
     try:
         session.connect(vm)
         if images is None:
@@ -102,18 +106,14 @@ def _add_disk(vm: FirmwareMachine, option: DiskOption, disk: DiskImage, place: i
 
 def run_pc(options: RunOptions, view: View, stack: ExitStack) -> int:
     """Run the PC until it ends or is left; the exit status."""
-    if not options.disks:
-        raise UsageError("--machine pc boots from a disk: give --disk IMAGE (bivisor image build makes one)")
-    if options.kernel is not None or options.command is not None or options.initrd is not None:
-        raise UsageError(
-            "--machine pc boots what its disks have: --kernel, --initrd and --exec are for --machine direct"
-        )
+    _check(options)
     images = open_disks(options, stack.callback)
+    firmware = load_firmware(options, stack.callback)
     display = None if options.vnc is None else _serve_display(options.vnc, view, stack)
     deadline = None if view.timeout is None else time.monotonic() + view.timeout
     while True:
         left = None if deadline is None else max(0.001, deadline - time.monotonic())
-        outcome = _one_boot(options, view, left, images, display)
+        outcome = _one_boot(options, view, left, (images, firmware), display)
         if outcome is None:
             say(f"the guest did not end within {view.timeout:g} s")
             return TIMED_OUT
@@ -122,6 +122,19 @@ def run_pc(options: RunOptions, view: View, stack: ExitStack) -> int:
     if outcome.end is not End.POWER_OFF and not view.quiet:
         say(str(outcome))
     return outcome.exit_status
+
+
+def _check(options: RunOptions) -> None:
+    """UsageError for what a PC cannot be asked for."""
+    if options.command is not None or (options.firmware == BIOS and (options.kernel or options.initrd)):
+        raise UsageError(
+            "--machine pc boots what its disks have: --exec is for --machine direct, and so are --kernel and --initrd "
+            "but with --firmware uefi"
+        )
+    if options.initrd is not None and options.kernel is None:
+        raise UsageError("--initrd: it comes with a --kernel")
+    if options.firmware == BIOS and not options.disks:
+        raise UsageError("--machine pc boots from a disk: give --disk IMAGE (bivisor image build makes one)")
 
 
 def _serve_display(text: str, view: View, stack: ExitStack) -> Display:
@@ -138,13 +151,18 @@ def _serve_display(text: str, view: View, stack: ExitStack) -> Display:
 
 
 def _one_boot(
-    options: RunOptions, view: View, timeout: float | None, images: Sequence[DiskImage], display: Display | None
+    options: RunOptions,
+    view: View,
+    timeout: float | None,
+    kept: tuple[Sequence[DiskImage], Firmware],
+    display: Display | None,
 ) -> Outcome | None:
-    """From reset to the end: how it ended, or None where `timeout` (seconds) passed."""
+    """From reset to the end: how it ended, or None where `timeout` (seconds) passed. `kept` is what outlives resets."""
     log = Log(_to_stderr if view.verbose else None)
     session = TerminalSession(virtio=False, is_terminal=os.isatty(0), says_end=False, log=Log())
     with watch_exits(view) as watcher, ExitStack() as stack:
-        vm = launch_pc(options, session, log=log, wrap=watcher.wrap if watcher else None, images=images)
+        wrap = watcher.wrap if watcher else None
+        vm = launch_pc(options, session, log=log, wrap=wrap, images=kept[0], firmware=kept[1])
         stack.callback(vm.close)
         if watcher is not None:
             watcher.watch(vm)

@@ -188,7 +188,7 @@ class MemoryMap:
             log.hook = self._hook(_HOOK_MEM_WRITE, self._library.entries["stored"], C.addressof(log.record), 1, 0)
             self._forget_translations()
         self._mapped[slot.gpa] = mapped
-        if self._filled:
+        if self._filled and not slot.readonly:
             self._tell_ram()
 
     def _take_away(self, start: int, size: int) -> None:
@@ -213,12 +213,12 @@ class MemoryMap:
         if mapped.log is not None:
             self._library.lib.uc_hook_del(C.c_void_p(self._handle), mapped.log.hook)
         mapped.view.release()
+        if slot.readonly:
+            return  # the library has never had it, which may be executing just now
         self.context.ram = (C.c_uint64 * 6)()
-        if not slot.readonly:
-            self._take_away(slot.gpa, slot.size)
-            if self._filled:
-                self._map_hole(slot.gpa, slot.gpa + slot.size)
+        self._take_away(slot.gpa, slot.size)
         if self._filled:
+            self._map_hole(slot.gpa, slot.gpa + slot.size)
             self._tell_ram()
         self._forget_translations()
 

@@ -64,7 +64,7 @@ class Site:
 class BoardOptions:
     """What can be chosen. `firmware_log` gets the firmware's debug lines, `boot_order` its device paths, `wall` is the
     RTC's time, `boot_menu` has the firmware offer one for some seconds, `hpet` comes from whoever has the interrupt
-    controllers, where one is wanted."""
+    controllers, where one is wanted; a `kernel` is started by firmware that can, before it looks at disks."""
 
     cpus: int = 1
     max_cpus: int = 1
@@ -76,6 +76,7 @@ class BoardOptions:
     wall: Callable[[], float] = time.time
     hpet: Hpet | None = None
     boot_menu: bool = False
+    kernel: fwcfg.DirectKernel | None = None
 
 
 class I440fxBoard:
@@ -191,6 +192,7 @@ def _items(size: int, options: BoardOptions) -> dict[int, bytes]:
         fwcfg.CPUS: struct.pack("<H", options.cpus),
         fwcfg.MAX_CPUS: struct.pack("<H", max(options.cpus, options.max_cpus)),
         fwcfg.BOOT_MENU: struct.pack("<H", 0),
+        **({} if options.kernel is None else options.kernel.items()),
     }
 
 
