@@ -47,6 +47,7 @@ class Layout(NamedTuple):
     entry_size: int
     request: struct.Struct  # operation, nr_segments, id, sector_number; segments follow
     indirect: struct.Struct  # operation, indirect_op, nr_segments, id, sector_number, eight indirect_grefs
+    indirect_head: struct.Struct  # its fields up to sector_number
     discard: struct.Struct  # operation, flag, id, sector_number, nr_sectors
     response: struct.Struct  # id, operation, status
 
@@ -55,6 +56,7 @@ X86_64 = Layout(
     entry_size=112,
     request=struct.Struct("<BB6xQQ"),
     indirect=struct.Struct("<BBH4xQQ2x2x8I"),
+    indirect_head=struct.Struct("<BBH4xQQ"),
     discard=struct.Struct("<BB6xQQQ"),
     response=struct.Struct("<QBxh4x"),
 )
@@ -62,6 +64,7 @@ X86_32 = Layout(
     entry_size=108,
     request=struct.Struct("<BB2xQQ"),
     indirect=struct.Struct("<BBHQQ2x2x8I"),
+    indirect_head=struct.Struct("<BBHQQ"),
     discard=struct.Struct("<BB2xQQQ"),
     response=struct.Struct("<QBxh"),
 )

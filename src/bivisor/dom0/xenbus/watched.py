@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from bivisor.events import Answer, Delay, Deny, Events, Kind, Probe, Ring, Site
 
+_NOTHING = bytearray()
+
 
 class Asked(NamedTuple):
     """What a request asks for: `ident` tells it from others under way, `size` is in bytes, -1 is no sector."""
@@ -44,11 +46,10 @@ class WatchedRing:
     def asked(self, request: bytes, *, again: bool = False) -> bytes | None:
         """The request as it is to be carried out; None where it is not, for now. `again`: it has been held up."""
         place, probe = self._place, self._probe
-        said = place.describe(request)
+        op, ident, size, sector = place.describe(request)
         event = Ring(
-            probe.clock(), place.domid, -1, 0, place.device, "request", said.op, said.ident, said.size, said.sector
+            probe.clock(), place.domid, -1, 0, place.device, "request", op, ident, size, sector, 0, place.port, _NOTHING
         )
-        event.port = place.port
         if not probe.hooks or again:
             probe.tell(event)
             return request
@@ -70,8 +71,21 @@ class WatchedRing:
     def answered(self, op: str, ident: int, status: int, size: int = 0) -> None:
         """A response was put into the ring."""
         place, probe = self._place, self._probe
-        event = Ring(probe.clock(), place.domid, -1, 0, place.device, "response", op, ident, size)
-        event.status, event.port = int(status), place.port
+        event = Ring(
+            probe.clock(),
+            place.domid,
+            -1,
+            0,
+            place.device,
+            "response",
+            op,
+            ident,
+            size,
+            -1,
+            status,
+            place.port,
+            _NOTHING,
+        )
         probe.tell(event)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from bivisor.errors import UsageError
@@ -20,6 +20,8 @@ from bivisor.toolstack.hostd.server import Peer
 
 TURN_S = 0.5
 MOST_A_TURN = 40
+KEPT = 1 << 16
+PIECE = 250
 
 
 def kinds_of(words: Iterable[str]) -> list[Kind]:
@@ -50,43 +52,40 @@ def offer_tail(
 
 
 class Newest:
-    """Counts events as they happen and keeps the last of them: little for each, in the thread in which it happens, and
-    nothing that would have to be done for all of them later while the guest waits for the interpreter.
+    """Counts events and keeps the last of them. `put` is all that is done in the thread in which an event happens, and
+    it runs no Python: code that comes between a guest and its disk is slower there than anywhere, for nothing of it is
+    in the processor's caches. The rest is done once a turn.
 
-    Of an event all the fields of one of `match` have to be equal, where there are some.
+    Of an event all the fields of one of `match` have to be equal, where there are some. Of more than `KEPT` events in a
+    turn, the oldest are not counted.
     """
 
     def __init__(self, match: Sequence[Mapping[str, Any]] = ()) -> None:
         self._match = tuple(tuple(wanted.items()) for wanted in match)
-        self._lock = threading.Lock()
-        self._counts: dict[tuple[Kind, str], int] = {}
-        self._kept: deque[Event] = deque(maxlen=MOST_A_TURN)
-
-    def put(self, event: Event) -> None:
+        self._happened: deque[Event] = deque(maxlen=KEPT)
+        self.put: Callable[[Event], None] = self._happened.append
         """It happened."""
-        if self._match and not any(
-            all(getattr(event, name, None) == value for name, value in wanted) for wanted in self._match
-        ):
-            return
-        key = (event.kind, event.name)
-        with self._lock:
-            self._counts[key] = self._counts.get(key, 0) + 1
-            self._kept.append(event)
 
     def turn(self) -> dict[str, Any] | None:
         """What came since the last turn: `counts` by kind and name, and the newest `events`; None for nothing."""
-        with self._lock:
-            counts, self._counts = self._counts, {}
-            kept = list(self._kept)
-            self._kept.clear()
+        counts: Counter[tuple[Kind, str]] = Counter()
+        newest: deque[Event] = deque(maxlen=MOST_A_TURN)
+        happened = self._happened
+        left = len(happened)
+        while left:
+            piece = [happened.popleft() for _ in range(min(left, PIECE))]
+            left -= len(piece)
+            wanted = [event for event in piece if self._is_wanted(event)] if self._match else piece
+            counts.update((event.kind, event.name) for event in wanted)
+            newest.extend(wanted)
+            time.sleep(0)  # a guest may want the interpreter
         if not counts:
             return None
         named = {f"{kind.value}.{name}": count for (kind, name), count in counts.items()}
-        return {"counts": named, "events": [event.to_dict() for event in kept]}
+        return {"counts": named, "events": [event.to_dict() for event in newest]}
 
-
-def _is_so(event: Event, wanted: tuple[tuple[str, Any], ...]) -> bool:
-    return all(getattr(event, name, None) == value for name, value in wanted)
+    def _is_wanted(self, event: Event) -> bool:
+        return any(all(getattr(event, name, None) == value for name, value in wanted) for wanted in self._match)
 
 
 class Tail:
