@@ -40,3 +40,19 @@ def test_the_reference_has_the_public_names_and_their_docstrings(site: Path) -> 
     text = (site / "reference" / "package.html").read_text()
     for name in ("XenHost", "DomU", "Guest", "run", "VirtualMachine", "UsageError"):
         assert f".{name}" in text, name
+
+
+def test_the_links_of_what_is_outside_the_site_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+        for link in links:
+            path, _, anchor = link.partition("#")
+            assert not link.startswith(("http:", "https:")), f"{document.name}: {link}: nobody here follows it"
+            target = document.parent / path if path else document
+            assert target.exists(), f"{document.name}: {link}"
+            assert not anchor or anchor in _anchors(target), f"{document.name}: {link}"
+
+
+def _anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
