@@ -1,7 +1,8 @@
 """A bootable disk image of a small Debian: the distribution's kernel, GRUB, and a root file system with busybox.
 
 It is made without being root. The layout is the oldest one there is: GRUB's first sector in the MBR, its core behind
-it, and one ext4 partition from 1 MiB on (GRUB manual, "BIOS installation"; e2fsprogs, mke2fs(8), option -d).
+it, and an ext4 partition from 1 MiB on (GRUB manual, "BIOS installation"; e2fsprogs, mke2fs(8), option -d). UEFI finds
+GRUB in a second partition at the end (UEFI 2.10, 13.3.1 "System Partition", 3.5.1.1 "Removable Media Boot Behavior").
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,9 @@ from bivisor.errors import HostError, UsageError
 from bivisor.image import cpio, initramfs
 from bivisor.image.cache import Cache
 from bivisor.image.default import default_guest
+from bivisor.image.fat import fat16
 from bivisor.image.firmware import package_files
+from bivisor.image.grub import BIOS, EFI, grub_core, grub_parts, run_tool
 from bivisor.image.guest import Guest
 from bivisor.image.modules import ModuleTree
 from bivisor.image.packages import Apt, PackageError
@@ -27,32 +30,37 @@ from bivisor.image.progress import ProgressFactory, on_stderr
 
 SIZE = 64 << 20
 PARTITION = 1 << 20
+ESP_SIZE = 4 << 20
 _MIB = 1 << 20
 LABEL = "BIVISOR"
 DRIVERS = (
     "ata_piix", "ahci", "sd_mod", "sr_mod", "virtio_pci", "virtio_blk", "virtio_net", "xen-blkfront", "xen-netfront",
     "e1000", "af_packet", "crc32c_generic", "ext4", "button",
 )  # fmt: skip
+EFI_DRIVERS = ("efivarfs",)
+_MEMTEST = (("memtest86+x64.bin", "memtest"), ("memtest86+x64.efi", "memtest.efi"))
 _SECTOR = 512
 _MBR_CODE, _DRIVE_CHECK = 446, 0x66
 _NOPS = b"\x90\x90"
-_LINUX = 0x83
+_LINUX, _EFI_SYSTEM = 0x83, 0xEF
+_EFI_PROGRAM = "EFI/BOOT/BOOTX64.EFI"
 _FEATURES = "none,extents,filetype,dir_index,sparse_super,large_file,has_journal"
-_GRUB_MODULES = (
-    "biosdisk part_msdos ext2 normal configfile linux linux16 multiboot search search_label echo cat ls test reboot "
-    "halt serial terminal minicmd vbe vga gfxterm all_video font loadenv sleep keystatus"
-).split()
-_EARLY = f"search --no-floppy --set=root --label {LABEL}\nset prefix=($root)/boot/grub\n"
-
 _MENU = """\
-serial --unit=0 --speed=115200
-terminal_input console serial
-terminal_output console serial
+if [ "$grub_platform" = pc ]; then
+	serial --unit=0 --speed=115200
+	terminal_input console serial
+	terminal_output console serial
+fi
 set timeout=1
 set default=0
 menuentry "Linux" { linux /boot/vmlinuz quiet console=ttyS0 console=tty0 @WORDS@ ; initrd /boot/initrd }
 menuentry "Linux, and what it says" { linux /boot/vmlinuz console=ttyS0 console=tty0 @WORDS@ ; initrd /boot/initrd }
-menuentry "memtest86+" { linux16 /boot/memtest }
+if [ "$grub_platform" = efi ]; then
+	menuentry "memtest86+" { chainloader /boot/memtest.efi }
+	menuentry "Firmware settings" { fwsetup }
+else
+	menuentry "memtest86+" { linux16 /boot/memtest }
+fi
 menuentry "Restart" { reboot }
 menuentry "Power off" { halt }
 """
@@ -64,6 +72,7 @@ _INIT = f"""\
 /bin/busybox mount -t sysfs sysfs /sys
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 read -r modules </modules
+[ -d /sys/firmware/efi ] && read -r of_efi </modules-efi && modules="$modules $of_efi"
 /bin/load-modules $modules
 tries=0
 until root=$(/bin/busybox findfs LABEL={LABEL} 2>/dev/null) || [ $((tries += 1)) -gt 500 ]; do
@@ -89,6 +98,7 @@ mkdir -p /dev/pts
 mount -t devpts devpts /dev/pts -o mode=620,ptmxmode=666
 mount -o remount,rw /
 ip link set lo up
+[ -d /sys/firmware/efi/efivars ] && mount -t efivarfs efivarfs /sys/firmware/efi/efivars
 """
 
 
@@ -110,20 +120,25 @@ def build_disk(
     HostError."""
     cache = cache or Cache()
     guest = guest or default_guest(progress)
-    grub = _grub(cache, progress)
-    memtest = package_files(cache, ("memtest86+",), r"boot/memtest86\+x64\.bin", progress) / "boot/memtest86+x64.bin"
+    grubs = {kind: grub_parts(kind, cache, progress) for kind in (BIOS, EFI)}
+    memtest = package_files(cache, ("memtest86+",), r"boot/memtest86\+x64\.(bin|efi)", progress) / "boot"
     files = _packages(cache, packages, progress) if packages else None
     size = _size(size, files)
-    inputs = (guest.kernel, grub / "lib/grub/i386-pc/boot.img", Path(__file__), memtest)
+    modules = (grubs[kind] / "lib/grub" / kind / "normal.mod" for kind in grubs)
+    sources = (Path(__file__), *(Path(__file__).with_name(f"{name}.py") for name in ("grub", "fat")))
+    inputs = (guest.kernel, *modules, *sources, *(memtest / name for name, _ in _MEMTEST))
     key = f"disk {size} {words} {' '.join(sorted(packages))} " + " ".join(cache.digest(path) for path in inputs)
 
     def make(out: BinaryIO) -> None:
         with progress() as report, tempfile.TemporaryDirectory(prefix="bivisor-disk-") as temporary:
             report.step("building the disk image")
             work = Path(temporary)
-            boot, core = _grub_images(work, grub)
+            cores = {kind: grub_core(kind, parts, LABEL, work) for kind, parts in grubs.items()}
+            if len(cores[BIOS]) > PARTITION - _SECTOR:
+                raise HostError(f"GRUB's core has {len(cores[BIOS])} bytes: it does not fit before the partition")
+            boot = (grubs[BIOS] / "lib/grub" / BIOS / "boot.img").read_bytes()
             _root(work / "root", guest, memtest, words, files)
-            _write(out, work, boot, core, size)
+            _write(out, work, boot, cores, size)
 
     return cache.file(key, make)
 
@@ -148,18 +163,21 @@ def _size(wanted: int, files: Path | None) -> int:
     return -(-(wanted or least) // _MIB) * _MIB
 
 
-def _write(out: BinaryIO, work: Path, boot: bytes, core: bytes, size: int) -> None:
+def _write(out: BinaryIO, work: Path, boot: bytes, cores: Mapping[str, bytes], size: int) -> None:
     """Write the image of `work`/root to `out`, which is empty."""
     partition = work / "partition"
     options = ["-q", "-t", "ext4", "-O", _FEATURES, "-L", LABEL, "-m", "0"]
     command: list[str | Path] = [*_as_root(), _tool("mke2fs"), *options, "-d", work / "root", partition]
-    _run(command, f"{(size - PARTITION) >> 10}k")
+    system = size - ESP_SIZE
+    run_tool(command, f"{(system - PARTITION) >> 10}k")
     out.write(_mbr(boot, size))
-    out.write(core)
+    out.write(cores[BIOS])
     out.truncate(size)
     out.seek(PARTITION)
     with open(partition, "rb") as source:
         _copy_sparse(source, out)
+    out.seek(system)
+    out.write(fat16({_EFI_PROGRAM: cores[EFI]}, ESP_SIZE // _SECTOR, hidden=system // _SECTOR))
 
 
 def _copy_sparse(source: BinaryIO, out: BinaryIO) -> None:
@@ -194,38 +212,19 @@ def _as_root() -> list[str | Path]:
 
 
 def _mbr(boot: bytes, size: int) -> bytes:
-    """GRUB's first sector, told to trust the drive number of the BIOS, with a table of one active partition."""
+    """GRUB's first sector, told to trust the drive number of the BIOS, with the root partition, active, and UEFI's."""
     sector = bytearray(boot[:_SECTOR])
     sector[_DRIVE_CHECK : _DRIVE_CHECK + 2] = _NOPS
-    first, count = PARTITION // _SECTOR, (size - PARTITION) // _SECTOR
-    entry = struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", _LINUX, b"\xfe\xff\xff", first, count)
-    sector[_MBR_CODE:510] = entry.ljust(64, b"\0")
+    system = size - ESP_SIZE
+    partitions = ((0x80, _LINUX, PARTITION, system), (0, _EFI_SYSTEM, system, size))
+    table = b"".join(
+        struct.pack("<B3sB3sII", flag, b"\xfe\xff\xff", kind, b"\xfe\xff\xff", at // _SECTOR, (end - at) // _SECTOR)
+        for flag, kind, at, end in partitions
+    )
+    sector[_MBR_CODE:510] = table.ljust(64, b"\0")
     sector[440:444] = b"BVSR"
     sector[510:] = b"\x55\xaa"
     return bytes(sector)
-
-
-def _grub(cache: Cache, progress: ProgressFactory) -> Path:
-    """A directory with GRUB's parts for BIOS machines (lib/grub/i386-pc) and, if the host has none, grub-mkimage."""
-    installed = Path("/usr/lib/grub/i386-pc")
-    if (installed / "boot.img").is_file() and shutil.which("grub-mkimage"):
-        return Path("/usr")
-    wanted = r"lib/grub/i386-pc/.+|bin/grub-mkimage"
-    return package_files(cache, ("grub-pc-bin", "grub-common"), wanted, progress)
-
-
-def _grub_images(work: Path, grub: Path) -> tuple[bytes, bytes]:
-    """The first sector, and the core that it loads from the sectors behind it."""
-    parts = grub / "lib/grub/i386-pc"
-    early, core = work / "early.cfg", work / "core.img"
-    early.write_text(_EARLY)
-    mkimage = grub / "bin/grub-mkimage"
-    command = [mkimage if mkimage.exists() else "grub-mkimage", "-d", parts, "-O", "i386-pc", "-p", "/boot/grub"]
-    _run([*command, "-c", early, "-o", core], *_GRUB_MODULES)
-    image = core.read_bytes()
-    if len(image) > PARTITION - _SECTOR:
-        raise HostError(f"GRUB's core has {len(image)} bytes: it does not fit before the partition")
-    return (parts / "boot.img").read_bytes(), image
 
 
 def _root(tree: Path, guest: Guest, memtest: Path, words: str, packages: Path | None) -> None:
@@ -255,7 +254,8 @@ def _root(tree: Path, guest: Guest, memtest: Path, words: str, packages: Path | 
         (tree / name).write_text(text)
     (tree / "etc/rc").chmod(0o755)
     shutil.copy(guest.kernel, tree / "boot/vmlinuz")
-    shutil.copy(memtest, tree / "boot/memtest")
+    for source, name in _MEMTEST:
+        shutil.copy(memtest / source, tree / "boot" / name)
     (tree / "boot/initrd").write_bytes(_initrd(guest, busybox))
 
 
@@ -269,10 +269,14 @@ def _applets(busybox: Path) -> list[str]:
 def _initrd(guest: Guest, busybox: Path) -> bytes:
     modules = ModuleTree(guest.modules)
     wanted = modules.resolve([name for name in DRIVERS if name in modules])
-    names = " ".join(f"/lib/modules/{module.name}.ko" for module in wanted)
+    of_efi = modules.resolve([name for name in EFI_DRIVERS if name in modules])
     replaced = {"init", "modules"}
-    entries = [each for each in initramfs.entries(busybox.read_bytes(), wanted) if each.path not in replaced]
-    entries += [cpio.file("init", _INIT.encode(), 0o755), cpio.file("modules", names.encode() + b"\n")]
+    entries = initramfs.entries(busybox.read_bytes(), [*wanted, *of_efi])
+    entries = [each for each in entries if each.path not in replaced]
+    entries.append(cpio.file("init", _INIT.encode(), 0o755))
+    for name, listed in (("modules", wanted), ("modules-efi", of_efi)):
+        paths = " ".join(f"/lib/modules/{module.name}.ko" for module in listed)
+        entries.append(cpio.file(name, paths.encode() + b"\n"))
     return cpio.archive(entries)
 
 
@@ -281,10 +285,3 @@ def _tool(name: str) -> str:
     if found is None:
         raise HostError(f"building a disk image needs {name} (package e2fsprogs)")
     return found
-
-
-def _run(command: list[str | Path], *more: str) -> None:
-    done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
-    if done.returncode:
-        words = " ".join(done.stderr.split())
-        raise HostError(f"{Path(command[0]).name} failed: {words}")

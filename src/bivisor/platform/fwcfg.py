@@ -7,7 +7,7 @@ directory. They are read byte by byte at the data port, or all at once by the DM
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,19 +67,27 @@ class FwCfg:
         self._memory = memory
         self._items = {SIGNATURE: b"QEMU", ID: struct.pack("<I", _FEATURES), **items}
         self._files: list[tuple[str, bytes]] = []
+        self._renewed: dict[str, Callable[[], bytes]] = {}
+        self._makers: dict[int, Callable[[], bytes]] = {}
         self._selected = 0
         self._at = 0
         self._address_high = 0
 
-    def add_file(self, name: str, data: bytes) -> None:
-        """Offer the file `name` (55 ASCII characters at most)."""
+    def add_file(self, name: str, data: bytes, renew: Callable[[], bytes] | None = None) -> None:
+        """Offer the file `name` (55 ASCII characters at most). `renew` makes its content, of the same length, whenever
+        the guest turns to it, where that depends on what the guest has done before."""
         if len(self._files) == FILES_MAX or not 0 < len(name) <= NAME_MAX:
             raise UsageError(f"firmware configuration file {name!r}: too many files, or too long a name")
+        if renew is not None:
+            self._renewed[name] = renew
+        self._makers.clear()
         self._files.append((name, data))
         self._files.sort()
         directory = [struct.pack(">I", len(self._files))]
         for key, (each, content) in enumerate(self._files, FIRST_FILE):
             self._items[key] = content
+            if each in self._renewed:
+                self._makers[key] = self._renewed[each]
             directory.append(_ENTRY.pack(len(content), key, 0, each.encode("ascii")))
         self._items[FILE_DIR] = b"".join(directory)
 
@@ -103,6 +111,9 @@ class FwCfg:
 
     def _select(self, item: int) -> None:
         self._selected, self._at = item & 0xBFFF, 0  # bit 14 asks for writing
+        maker = self._makers.get(self._selected)
+        if maker is not None:
+            self._items[self._selected] = maker()
 
     def _next(self, length: int = 1) -> bytes:
         """The next bytes of the item, zeros behind its end."""

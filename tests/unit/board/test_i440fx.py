@@ -23,6 +23,18 @@ def dma(made: Bench, control: int, length: int, address: int) -> int:
     return int(struct.unpack(">I", made.memory.read(0x500, 4))[0])
 
 
+def file_of(made: Bench, wanted: str) -> bytes:
+    """A file, as firmware reads it."""
+    dma(made, 0x19 << 16 | 8 | 2, 4, 0x600)
+    for _ in range(int(struct.unpack(">I", made.memory.read(0x600, 4))[0])):
+        dma(made, 2, 64, 0x700)
+        size, key, _, name = struct.unpack(">IHH56s", made.memory.read(0x700, 64))
+        if name.rstrip(b"\0").decode() == wanted:
+            assert dma(made, key << 16 | 8 | 2, size, 0x1000) == 0
+            return made.memory.read(0x1000, size)
+    raise AssertionError(f"no file {wanted}")
+
+
 def test_firmware_reads_items_by_bytes_and_by_dma() -> None:
     with bench() as made:
         made.write(0x510, 0, 2)
@@ -263,3 +275,17 @@ def test_no_sequence_of_accesses_to_the_board_raises(accesses: list[tuple[int, i
                 made.read(port, size)
             else:
                 made.write(port, value & (1 << 8 * size) - 1, size)
+
+
+def test_the_tables_say_where_the_firmware_has_put_power_management() -> None:
+    with bench() as made:
+
+        def told() -> int:
+            image = file_of(made, "etc/acpi/tables")
+            return int.from_bytes(image[image.index(b"FACP") + 56 :][:4], "little")
+
+        assert told() == 0x600
+        made.config(1, 3, 0x40, 0xB000)
+        made.config(1, 3, 0x80, 1, 1)
+        assert told() == 0xB000
+        assert made.read(0xB004, 2) & 1  # SCI_EN: ACPI is on

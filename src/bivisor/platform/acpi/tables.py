@@ -48,7 +48,7 @@ class Board:
 
     `timer_gsi` is the I/O APIC input of ISA interrupt 0. `com_ports` are (base port, IRQ) pairs, `pci_slots` the slots
     that have a device. `level_irqs` are the ISA interrupts that are level-triggered, `boot_flags` the FADT's
-    IAPC_BOOT_ARCH (5.2.9.3).
+    IAPC_BOOT_ARCH (5.2.9.3), `pm_base` where the fixed hardware's ports are.
     """
 
     cpus: int = 1
@@ -58,6 +58,7 @@ class Board:
     has_pvpanic: bool = True
     level_irqs: Sequence[int] = (acpi_pm.SCI_IRQ,)
     boot_flags: int = _BOOT_LEGACY_DEVICES | _BOOT_VGA_NOT_PRESENT
+    pm_base: int = acpi_pm.BASE_PORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def build_tables(board: Board, base: int = BASE) -> AcpiTables:
     facs = place(_FACS.pack(b"FACS", _FACS.size, 0, 0, 0, 0, 0, 2))
     code = dsdt.board(com_ports=board.com_ports, pci_slots=board.pci_slots, has_pvpanic=board.has_pvpanic)
     definition = place(_table(b"DSDT", 2, code))
-    tables = (place(_fadt(facs, definition, board.boot_flags)), place(_madt(board)))
+    tables = (place(_fadt(facs, definition, board)), place(_madt(board)))
     xsdt = place(_table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
     _RSDP.pack_into(image, 0, *_rsdp(xsdt))
     return AcpiTables(base, bytes(image), base)
@@ -143,12 +144,13 @@ def build_loose_tables(board: Board, code: bytes, more: Mapping[bytes, bytes] = 
         image.extend(table)
         pointers.extend((at + offset, size) for offset, size in references)
         if checked:
+            image[at + _CHECKSUM_AT] = 0  # SeaBIOS takes the sum away from what is there, OVMF writes it over that
             tables.append((at, len(table)))
         return at
 
     facs = place(_FACS.pack(b"FACS", _FACS.size, 0, 0, 0, 0, 0, 2), checked=False)
     definition = place(_table(b"DSDT", 2, code))
-    fadt = place(_fadt(facs, definition, board.boot_flags), ((36, 4), (40, 4), (140, 8)))
+    fadt = place(_fadt(facs, definition, board), ((36, 4), (40, 4), (140, 8)))
     found = [fadt, place(_madt(board)), *(place(_table(name, 1, body)) for name, body in more.items())]
     count = len(found)
     rsdt, xsdt = (
@@ -182,14 +184,14 @@ def _rsdp(xsdt: int) -> tuple[bytes, int, bytes, int, int, int, int, int]:
     return fields(checksum, -sum(_RSDP.pack(*fields(checksum, 0))) & 0xFF)
 
 
-def _io_register(offset: int, length: int, access: int) -> bytes:
+def _io_register(port: int, length: int, access: int) -> bytes:
     """A generic address structure in I/O space. `access`: 1 byte, 2 word, 3 double word."""
-    return _GAS.pack(1, 8 * length, 0, access, acpi_pm.BASE_PORT + offset)
+    return _GAS.pack(1, 8 * length, 0, access, port)
 
 
-def _fadt(facs: int, definition: int, boot_flags: int) -> bytes:
+def _fadt(facs: int, definition: int, board: Board) -> bytes:
     pm = acpi_pm
-    ports = [pm.BASE_PORT + offset for offset in (pm.PM1_EVENT, pm.PM1_CONTROL, pm.PM_TIMER, pm.GPE0)]
+    ports = [board.pm_base + offset for offset in (pm.PM1_EVENT, pm.PM1_CONTROL, pm.PM_TIMER, pm.GPE0)]
     event, control, timer, gpe0 = ports
     nothing = bytes(_GAS.size)
     body = b"".join(
@@ -198,17 +200,17 @@ def _fadt(facs: int, definition: int, boot_flags: int) -> bytes:
             struct.pack("<8I", event, 0, control, 0, 0, timer, gpe0, 0),
             struct.pack("<6B", pm.PM1_EVENT_LENGTH, pm.PM1_CONTROL_LENGTH, 0, pm.PM_TIMER_LENGTH, pm.GPE0_LENGTH, 0),
             struct.pack("<BBHHHHBBBBB", 0, 0, 0xFFFF, 0xFFFF, 0, 0, 0, 0, 0, 0, rtc.CENTURY),
-            struct.pack("<HBI", boot_flags, 0, _FADT_FLAGS),
+            struct.pack("<HBI", board.boot_flags, 0, _FADT_FLAGS),
             _GAS.pack(1, 8, 0, 1, reset.RESET_PORT),
             struct.pack("<BHB", _RESET_VALUE, 0, 0),
             struct.pack("<QQ", 0, definition),
-            _io_register(pm.PM1_EVENT, pm.PM1_EVENT_LENGTH, 2),
+            _io_register(event, pm.PM1_EVENT_LENGTH, 2),
             nothing,
-            _io_register(pm.PM1_CONTROL, pm.PM1_CONTROL_LENGTH, 2),
+            _io_register(control, pm.PM1_CONTROL_LENGTH, 2),
             nothing,
             nothing,
-            _io_register(pm.PM_TIMER, pm.PM_TIMER_LENGTH, 3),
-            _io_register(pm.GPE0, pm.GPE0_LENGTH, 2),
+            _io_register(timer, pm.PM_TIMER_LENGTH, 3),
+            _io_register(gpe0, pm.GPE0_LENGTH, 2),
             nothing,
             nothing,
             nothing,

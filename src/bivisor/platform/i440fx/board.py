@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import time
 import uuid as uuids
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,7 +64,8 @@ class Site:
 class BoardOptions:
     """What can be chosen. `firmware_log` gets the firmware's debug lines, `boot_order` its device paths, `wall` is the
     RTC's time, `boot_menu` has the firmware offer one for some seconds, `hpet` comes from whoever has the interrupt
-    controllers, where one is wanted; a `kernel` is started by firmware that can, before it looks at disks."""
+    controllers, where one is wanted; a `kernel` is started by firmware that can, before it looks at disks; the firmware
+    brings the interrupts of PCI to `pirq_lines`."""
 
     cpus: int = 1
     max_cpus: int = 1
@@ -77,6 +78,7 @@ class BoardOptions:
     hpet: Hpet | None = None
     boot_menu: bool = False
     kernel: fwcfg.DirectKernel | None = None
+    pirq_lines: Sequence[int] = tables.PIRQ_LINES
 
 
 class I440fxBoard:
@@ -111,7 +113,8 @@ class I440fxBoard:
         self.vga = VgaCard(loop, site.windows, options.vga_rom)
         self.pci.add(bridges.IsaBridge(router), PIIX_SLOT)
         self.pci.add(self.ide, PIIX_SLOT, 1)
-        self.pci.add(bridges.PowerManagement(ports, self.pm), PIIX_SLOT, 3)
+        self._power = bridges.PowerManagement(ports, self.pm)
+        self.pci.add(self._power, PIIX_SLOT, 3)
         self.pci.add(self.vga, VGA_SLOT)
         self._attach()
 
@@ -158,17 +161,28 @@ class I440fxBoard:
             "etc/smbios/smbios-anchor": anchor,
             "etc/smbios/smbios-tables": structures,
             "bootorder": b"".join(path.encode() + b"\n" for path in self.boot_order) + b"\0",
-            **tables.acpi_files(
-                cpus=options.cpus,
-                timer_gsi=options.timer_gsi,
-                com_ports=((COM1_PORT, COM1_IRQ),),
-                size=size,
-                hpet=options.hpet,
-            ),
         }
         for name, data in files.items():
             self.fw_cfg.add_file(name, data)
+        for name, data in self._acpi_files().items():
+            self.fw_cfg.add_file(name, data, partial(self._acpi_file, name))
         return None
+
+    def _acpi_file(self, name: str) -> bytes:
+        return self._acpi_files()[name]
+
+    def _acpi_files(self) -> dict[str, bytes]:
+        """The tables as they are right now: firmware first places the ports of power management, and then reads."""
+        options = self._options
+        return tables.acpi_files(
+            cpus=options.cpus,
+            timer_gsi=options.timer_gsi,
+            com_ports=((COM1_PORT, COM1_IRQ),),
+            size=self._site.size,
+            hpet=options.hpet,
+            pm_base=self._power.base,
+            pirq_lines=options.pirq_lines,
+        )
 
     def close(self) -> None:
         """See `Board.close`."""

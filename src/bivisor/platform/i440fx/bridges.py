@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from bivisor.platform.acpi_pm import AcpiPm
+from bivisor.platform.acpi_pm import BASE_PORT, AcpiPm
 from bivisor.platform.bus import Bus, Claim
 from bivisor.platform.pci import Identity, PciFunction
 
@@ -115,6 +115,11 @@ class PowerManagement(PciFunction):
         self._writable[PMBASE : PMBASE + 4] = bytes((0xC0, 0xFF, 0, 0))
         self.config[PMBASE], self.config[SMBBASE] = 1, 1
         self.config[DEVACTB + 3] = _APMC_EN
+
+    @property
+    def base(self) -> int:
+        """Where the ACPI registers are; where firmware is expected to put them until it has."""
+        return BASE_PORT if self._claim is None else self._claim.base
 
     def config_write(self, offset: int, size: int, value: int) -> None:
         """See `PciFunction.config_write`."""

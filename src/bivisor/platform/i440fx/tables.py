@@ -18,8 +18,8 @@ from bivisor.platform.hpet import Hpet
 from bivisor.platform.i440fx.bridges import pirq_of
 from bivisor.platform.pci.bus import ADDRESS_PORT, PORTS
 
-PIRQ_LINES = (10, 10, 11, 11)
-"""The ISA interrupts that SeaBIOS gives to PIRQ A to D."""
+PIRQ_LINES, UEFI_PIRQ_LINES = (10, 10, 11, 11), (11, 11, 10, 10)
+"""The ISA interrupts that SeaBIOS gives to PIRQ A to D, and those that OVMF does."""
 
 S5_TYPE = 0  # PIIX4 data sheet, PMCNTRL: SUS_TYP 0 is soft off
 TABLES_FILE, RSDP_FILE, LOADER_FILE = "etc/acpi/tables", "etc/acpi/rsdp", "etc/table-loader"
@@ -42,17 +42,26 @@ def e820(size: int) -> bytes:
 
 
 def acpi_files(
-    *, cpus: int, timer_gsi: int, com_ports: Sequence[tuple[int, int]], size: int, hpet: Hpet | None = None
+    *,
+    cpus: int,
+    timer_gsi: int,
+    com_ports: Sequence[tuple[int, int]],
+    size: int,
+    hpet: Hpet | None = None,
+    pm_base: int = acpi_pm.BASE_PORT,
+    pirq_lines: Sequence[int] = PIRQ_LINES,
 ) -> dict[str, bytes]:
-    """The ACPI tables of the board, and the script that has firmware place them."""
+    """The ACPI tables of the board, and the script that has firmware place them. `pm_base` is where firmware has put
+    the ports of power management, `pirq_lines` where it brings the interrupts of PCI."""
     board = Board(
         cpus=cpus,
         timer_gsi=timer_gsi,
-        level_irqs=(acpi_pm.SCI_IRQ, *sorted(set(PIRQ_LINES))),
+        level_irqs=(acpi_pm.SCI_IRQ, *sorted(set(pirq_lines))),
         boot_flags=_LEGACY_DEVICES | _HAS_8042,
+        pm_base=pm_base,
     )
     more = {} if hpet is None else {b"HPET": hpet.table()}
-    tables = build_loose_tables(board, _definition(com_ports, size, has_hpet=hpet is not None), more)
+    tables = build_loose_tables(board, _definition(com_ports, size, pirq_lines, has_hpet=hpet is not None), more)
     names = {name: name.encode().ljust(56, b"\0") for name in (TABLES_FILE, RSDP_FILE)}
     script = [
         _ALLOCATE.pack(1, names[TABLES_FILE], 64, _HIGH),
@@ -67,16 +76,16 @@ def acpi_files(
     return {TABLES_FILE: tables.image, RSDP_FILE: loose_rsdp(tables), LOADER_FILE: b"".join(script)}
 
 
-def _definition(com_ports: Sequence[tuple[int, int]], size: int, *, has_hpet: bool) -> bytes:
+def _definition(com_ports: Sequence[tuple[int, int]], size: int, pirq_lines: Sequence[int], *, has_hpet: bool) -> bytes:
     sleep = aml.package(aml.integer(S5_TYPE), aml.integer(S5_TYPE), aml.ZERO, aml.ZERO)
-    devices = [_host_bridge(com_ports, size)]
+    devices = [_host_bridge(com_ports, size, pirq_lines)]
     if has_hpet:
         place = resources.template(resources.memory(hpets.BASE, hpets.LENGTH))
         devices.append(aml.device("HPET", aml.name("_HID", aml.eisa_id("PNP0103")), aml.name("_CRS", place)))
     return aml.name("\\_S5", sleep) + aml.scope("\\_SB", *devices)
 
 
-def _host_bridge(com_ports: Sequence[tuple[int, int]], size: int) -> bytes:
+def _host_bridge(com_ports: Sequence[tuple[int, int]], size: int, pirq_lines: Sequence[int]) -> bytes:
     # where SeaBIOS begins with memory ranges of PCI
     pci_start = 0x8000_0000 if size <= 0x8000_0000 else HOLE_START
     windows = resources.template(
@@ -93,12 +102,12 @@ def _host_bridge(com_ports: Sequence[tuple[int, int]], size: int) -> bytes:
         aml.name("_UID", aml.ZERO),
         aml.name("_ADR", aml.ZERO),
         aml.name("_CRS", windows),
-        aml.name("_PRT", _routes()),
+        aml.name("_PRT", _routes(pirq_lines)),
         aml.device("ISA_", aml.name("_ADR", aml.integer(1 << 16)), *_isa_devices(com_ports)),
     )
 
 
-def _routes() -> bytes:
+def _routes(pirq_lines: Sequence[int]) -> bytes:
     """Every pin of every slot; AML packages hold 255 elements, so the last slots, which stay empty, are left out."""
     return aml.package(
         *(
@@ -106,7 +115,7 @@ def _routes() -> bytes:
                 aml.integer(slot << 16 | 0xFFFF),
                 aml.integer(pin),
                 aml.ZERO,
-                aml.integer(PIRQ_LINES[pirq_of(slot, pin + 1)]),
+                aml.integer(pirq_lines[pirq_of(slot, pin + 1)]),
             )
             for slot in range(1, 32)
             for pin in range(4)
