@@ -21,7 +21,6 @@ from bivisor.platform.flash import Flash, Store
 from bivisor.platform.fwcfg import DirectKernel
 from bivisor.platform.hpet import Hpet, TimerLine
 from bivisor.platform.i440fx.board import BoardOptions, I440fxBoard, Site
-from bivisor.platform.i440fx.tables import PIRQ_LINES, UEFI_PIRQ_LINES
 from bivisor.platform.ide.drive import Drive
 from bivisor.platform.irqchip import TIMER_GSI, PcIrqChip
 
@@ -112,7 +111,6 @@ class FirmwareMachine(VirtualMachine):
             boot_menu=self._settings.boot_menu,
             hpet=hpet,
             kernel=self._settings.kernel,
-            pirq_lines=PIRQ_LINES if self._settings.firmware.variables is None else UEFI_PIRQ_LINES,
         )
         self.board = I440fxBoard(site, options, console=self._com1, on_event=self._event)
         if self._settings.firmware.variables is not None:

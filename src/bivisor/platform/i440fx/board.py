@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import time
 import uuid as uuids
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,8 +64,7 @@ class Site:
 class BoardOptions:
     """What can be chosen. `firmware_log` gets the firmware's debug lines, `boot_order` its device paths, `wall` is the
     RTC's time, `boot_menu` has the firmware offer one for some seconds, `hpet` comes from whoever has the interrupt
-    controllers, where one is wanted; a `kernel` is started by firmware that can, before it looks at disks; the firmware
-    brings the interrupts of PCI to `pirq_lines`."""
+    controllers, where one is wanted; a `kernel` is started by firmware that can, before it looks at disks."""
 
     cpus: int = 1
     max_cpus: int = 1
@@ -78,7 +77,6 @@ class BoardOptions:
     hpet: Hpet | None = None
     boot_menu: bool = False
     kernel: fwcfg.DirectKernel | None = None
-    pirq_lines: Sequence[int] = tables.PIRQ_LINES
 
 
 class I440fxBoard:
@@ -181,7 +179,6 @@ class I440fxBoard:
             size=self._site.size,
             hpet=options.hpet,
             pm_base=self._power.base,
-            pirq_lines=options.pirq_lines,
         )
 
     def close(self) -> None:

@@ -18,8 +18,8 @@ from bivisor.platform.hpet import Hpet
 from bivisor.platform.i440fx.bridges import pirq_of
 from bivisor.platform.pci.bus import ADDRESS_PORT, PORTS
 
-PIRQ_LINES, UEFI_PIRQ_LINES = (10, 10, 11, 11), (11, 11, 10, 10)
-"""The ISA interrupts that SeaBIOS gives to PIRQ A to D, and those that OVMF does."""
+PIRQ_LINES = (10, 10, 11, 11)
+"""The ISA interrupts that SeaBIOS and OVMF give to PIRQ A to D."""
 
 S5_TYPE = 0  # PIIX4 data sheet, PMCNTRL: SUS_TYP 0 is soft off
 TABLES_FILE, RSDP_FILE, LOADER_FILE = "etc/acpi/tables", "etc/acpi/rsdp", "etc/table-loader"
@@ -49,19 +49,18 @@ def acpi_files(
     size: int,
     hpet: Hpet | None = None,
     pm_base: int = acpi_pm.BASE_PORT,
-    pirq_lines: Sequence[int] = PIRQ_LINES,
 ) -> dict[str, bytes]:
     """The ACPI tables of the board, and the script that has firmware place them. `pm_base` is where firmware has put
-    the ports of power management, `pirq_lines` where it brings the interrupts of PCI."""
+    the ports of power management."""
     board = Board(
         cpus=cpus,
         timer_gsi=timer_gsi,
-        level_irqs=(acpi_pm.SCI_IRQ, *sorted(set(pirq_lines))),
+        level_irqs=(acpi_pm.SCI_IRQ, *sorted(set(PIRQ_LINES))),
         boot_flags=_LEGACY_DEVICES | _HAS_8042,
         pm_base=pm_base,
     )
     more = {} if hpet is None else {b"HPET": hpet.table()}
-    tables = build_loose_tables(board, _definition(com_ports, size, pirq_lines, has_hpet=hpet is not None), more)
+    tables = build_loose_tables(board, _definition(com_ports, size, has_hpet=hpet is not None), more)
     names = {name: name.encode().ljust(56, b"\0") for name in (TABLES_FILE, RSDP_FILE)}
     script = [
         _ALLOCATE.pack(1, names[TABLES_FILE], 64, _HIGH),
@@ -76,16 +75,16 @@ def acpi_files(
     return {TABLES_FILE: tables.image, RSDP_FILE: loose_rsdp(tables), LOADER_FILE: b"".join(script)}
 
 
-def _definition(com_ports: Sequence[tuple[int, int]], size: int, pirq_lines: Sequence[int], *, has_hpet: bool) -> bytes:
+def _definition(com_ports: Sequence[tuple[int, int]], size: int, *, has_hpet: bool) -> bytes:
     sleep = aml.package(aml.integer(S5_TYPE), aml.integer(S5_TYPE), aml.ZERO, aml.ZERO)
-    devices = [_host_bridge(com_ports, size, pirq_lines)]
+    devices = [_host_bridge(com_ports, size)]
     if has_hpet:
         place = resources.template(resources.memory(hpets.BASE, hpets.LENGTH))
         devices.append(aml.device("HPET", aml.name("_HID", aml.eisa_id("PNP0103")), aml.name("_CRS", place)))
     return aml.name("\\_S5", sleep) + aml.scope("\\_SB", *devices)
 
 
-def _host_bridge(com_ports: Sequence[tuple[int, int]], size: int, pirq_lines: Sequence[int]) -> bytes:
+def _host_bridge(com_ports: Sequence[tuple[int, int]], size: int) -> bytes:
     # where SeaBIOS begins with memory ranges of PCI
     pci_start = 0x8000_0000 if size <= 0x8000_0000 else HOLE_START
     windows = resources.template(
@@ -102,12 +101,12 @@ def _host_bridge(com_ports: Sequence[tuple[int, int]], size: int, pirq_lines: Se
         aml.name("_UID", aml.ZERO),
         aml.name("_ADR", aml.ZERO),
         aml.name("_CRS", windows),
-        aml.name("_PRT", _routes(pirq_lines)),
+        aml.name("_PRT", _routes()),
         aml.device("ISA_", aml.name("_ADR", aml.integer(1 << 16)), *_isa_devices(com_ports)),
     )
 
 
-def _routes(pirq_lines: Sequence[int]) -> bytes:
+def _routes() -> bytes:
     """Every pin of every slot; AML packages hold 255 elements, so the last slots, which stay empty, are left out."""
     return aml.package(
         *(
@@ -115,7 +114,7 @@ def _routes(pirq_lines: Sequence[int]) -> bytes:
                 aml.integer(slot << 16 | 0xFFFF),
                 aml.integer(pin),
                 aml.ZERO,
-                aml.integer(pirq_lines[pirq_of(slot, pin + 1)]),
+                aml.integer(PIRQ_LINES[pirq_of(slot, pin + 1)]),
             )
             for slot in range(1, 32)
             for pin in range(4)
