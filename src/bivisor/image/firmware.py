@@ -12,6 +12,7 @@ from bivisor.image.packages import Apt, PackageError
 from bivisor.image.progress import ProgressFactory, on_stderr
 
 _OVMF = ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
+_NETWORK_ROM = "efi-e1000.rom"
 _SEABIOS = ("bios-256k.bin", "vgabios-stdvga.bin")
 
 
@@ -46,3 +47,12 @@ def ovmf(cache: Cache | None = None, progress: ProgressFactory = on_stderr) -> t
         installed /= "share/OVMF"
     code, variables = (installed / name for name in _OVMF)
     return code, variables
+
+
+def network_rom(cache: Cache | None = None, progress: ProgressFactory = on_stderr) -> Path:
+    """The path of iPXE as the expansion ROM of an e1000. HostError."""
+    installed = Path("/usr/lib/ipxe/qemu") / _NETWORK_ROM
+    if installed.is_file():
+        return installed
+    wanted = rf"lib/ipxe/qemu/{re.escape(_NETWORK_ROM)}"
+    return package_files(cache or Cache(), ("ipxe-qemu",), wanted, progress) / "lib/ipxe/qemu" / _NETWORK_ROM

@@ -1,4 +1,4 @@
-"""The high precision event timer: a counter of 100 MHz and three comparators.
+"""The high precision event timer: a counter of 100 MHz, if nothing else is said, and three comparators.
 
 Specification: IA-PC HPET 1.0a, section 2.3 (registers) and 2.3.9 (comparators), 3.2.4 (the ACPI table).
 """
@@ -14,7 +14,7 @@ from bivisor.host.loop import Timer as Appointment
 BASE, LENGTH = 0xFED0_0000, 0x400
 HZ = 100_000_000
 TIMERS = 3
-_PERIOD_FS = 10**15 // HZ
+_FS = 10**15
 _CAPABILITIES, _CONFIGURATION, _STATUS, _COUNTER = 0x000, 0x010, 0x020, 0x0F0
 _FIRST, _STRIDE = 0x100, 0x20
 _VENDOR, _REVISION, _IS_64_BIT, _LEGACY_CAPABLE = 0x8086, 1, 1 << 13, 1 << 15
@@ -27,7 +27,7 @@ ROUTES = 0x00F0_0000
 """The inputs of the I/O APIC that a comparator can use: 20 to 23, which nobody else does."""
 
 _FASTEST_S = 50e-6
-_LONGEST = 3600 * HZ
+_LONGEST_S = 3600
 _LEGACY_LINES = (0, 8)
 _MINIMUM_TICK = 128
 _U32 = (1 << 32) - 1
@@ -55,10 +55,13 @@ class TimerLine:
 
 class Hpet:
     """The registers. `set_irq(line, level)` is the interrupt controllers'. Where `line` is given, comparators 0 and 1
-    can take the place of the 8254 and of the RTC."""
+    can take the place of the 8254 and of the RTC. The counter counts at `hz`."""
 
-    def __init__(self, clock: Clock, set_irq: Callable[[int, bool], None], line: TimerLine | None = None) -> None:
+    def __init__(
+        self, clock: Clock, set_irq: Callable[[int, bool], None], line: TimerLine | None = None, hz: int = HZ
+    ) -> None:
         self._clock = clock
+        self.hz = hz
         self._set_irq = set_irq
         self._line = line
         self._configuration = self._status = 0
@@ -102,7 +105,7 @@ class Hpet:
             return self.timers[number].read(inside) if number < TIMERS else 0
         match offset:
             case 0x000:
-                return _PERIOD_FS << 32 | self.capabilities
+                return _FS // self.hz << 32 | self.capabilities
             case 0x010:
                 return self._configuration
             case 0x020:
@@ -156,7 +159,7 @@ class Hpet:
         return self._ticks() + self._offset & (1 << 64) - 1 if self.enabled else self._halted_at
 
     def _ticks(self) -> int:
-        return int(self._clock.now() * HZ)
+        return int(self._clock.now() * self.hz)
 
     def line_of(self, number: int, route: int) -> int | None:
         """The interrupt line of comparator `number`; None where its route does not exist."""
@@ -178,7 +181,7 @@ class Hpet:
 
     def call_in(self, ticks: int, callback: Callable[[], None]) -> Appointment:
         """Call back after `ticks` of the counter."""
-        return self._clock.call_at(self._clock.now() + ticks / HZ, callback)
+        return self._clock.call_at(self._clock.now() + ticks / self.hz, callback)
 
 
 class _Comparator:
@@ -229,8 +232,8 @@ class _Comparator:
         self.disarm()
         if self._hpet.enabled and self._configuration & INTERRUPT:
             ticks = self._value - self._hpet.count() & self._mask
-            far = ticks > _LONGEST
-            self._appointment = self._hpet.call_in(min(ticks, _LONGEST), self.arm if far else self._due)
+            longest = _LONGEST_S * self._hpet.hz
+            self._appointment = self._hpet.call_in(min(ticks, longest), self.arm if ticks > longest else self._due)
 
     def disarm(self) -> None:
         """Wait no more."""
@@ -255,5 +258,5 @@ class _Comparator:
             late = self._hpet.count() - self._value & self._mask
             missed = late // self._period if late <= self._mask >> 1 else 0  # a clock may call a tick too early
             self._value = self._value + (missed + 1) * self._period & self._mask
-            ticks = max(self._value - self._hpet.count() & self._mask, int(_FASTEST_S * HZ))
+            ticks = max(self._value - self._hpet.count() & self._mask, int(_FASTEST_S * self._hpet.hz))
             self._appointment = self._hpet.call_in(ticks, self._due)

@@ -1,4 +1,4 @@
-"""The I/O APIC: 24 interrupt inputs, each with an entry that says which vector goes to which processors.
+"""The I/O APIC: 24 interrupt inputs or more, each with an entry that says which vector goes to which processors.
 
 Specification: Intel 82093AA data sheet; the EOI register of version 0x20 is that of the Intel I/O controller hubs. An
 interrupt leaves as the MSI that the same fields make (SDM volume 3, 11.11 "Message Signalled Interrupts").
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 BASE, LENGTH = 0xFEC0_0000, 0x1000
 PINS = 24
-VERSION = 0x20 | PINS - 1 << 16
+VERSION = 0x20
 
 _ID, _TABLE = 0x00, 0x10
 
@@ -25,20 +25,25 @@ _DEFINED = 0xFF << 56 | 0x1FFFF
 
 
 class IoApic:
-    """One I/O APIC. `signal_msi(address, data)` delivers.
+    """One I/O APIC with `pins` inputs. `signal_msi(address, data)` delivers. Before version 0x20 there is no EOI
+    register.
 
     The level of an input means "asserted", whatever polarity the guest has programmed.
     """
 
-    def __init__(self, signal_msi: Callable[[int, int], object], apic_id: int = 0) -> None:
+    def __init__(
+        self, signal_msi: Callable[[int, int], object], apic_id: int = 0, pins: int = PINS, version: int = VERSION
+    ) -> None:
+        self.pins = pins
+        self._version = version
         self._signal_msi = signal_msi
         self._id = apic_id & 15
         self._select = 0
         self._lines = 0
-        self._table = [MASKED] * PINS
+        self._table = [MASKED] * pins
 
     def set_line(self, pin: int, level: bool) -> None:
-        """The level of input `pin` (0 to 23)."""
+        """The level of input `pin`, counted from 0."""
         bit = 1 << pin
         rising = level and not self._lines & bit
         self._lines = self._lines | bit if level else self._lines & ~bit
@@ -75,7 +80,7 @@ class IoApic:
                 self._select = value & 0xFF
             case 0x10:
                 self._set_register(value & 0xFFFF_FFFF)
-            case 0x40:
+            case 0x40 if self._version >= VERSION:
                 self.end_of_interrupt(value & VECTOR)
 
     def _register(self) -> int:
@@ -83,17 +88,17 @@ class IoApic:
             case 0x00 | 0x02:  # identification, arbitration
                 return self._id << 24
             case 0x01:
-                return VERSION
+                return self._version | self.pins - 1 << 16
             case _:
                 pin, high = divmod(self._select - _TABLE, 2)
-                return self._table[pin] >> 32 * high & 0xFFFF_FFFF if 0 <= pin < PINS else 0
+                return self._table[pin] >> 32 * high & 0xFFFF_FFFF if 0 <= pin < self.pins else 0
 
     def _set_register(self, value: int) -> None:
         if self._select == _ID:
             self._id = value >> 24 & 15
             return
         pin, high = divmod(self._select - _TABLE, 2)
-        if not 0 <= pin < PINS:
+        if not 0 <= pin < self.pins:
             return
         old = self._table[pin]
         new = value << 32 | old & 0xFFFF_FFFF if high else old & ~0xFFFF_FFFF | value

@@ -13,11 +13,11 @@ from bivisor.abi.xen import xen as abi
 from bivisor.cpu.contract import Engine
 from bivisor.dom0.control import Control
 from bivisor.dom0.hvm.board import BoardOptions, HvmBoard
-from bivisor.errors import UsageError
+from bivisor.errors import HostError, UsageError
 from bivisor.host.falloc import punch_hole
 from bivisor.host.threads import sleeps
-from bivisor.image.firmware import seabios
-from bivisor.memory import GuestMemory
+from bivisor.image.firmware import network_rom, seabios
+from bivisor.memory import PAGE, GuestMemory
 from bivisor.platform.ide import AtaDisk
 from bivisor.platform.ide.drive import Drive
 from bivisor.platform.virtio.net import NetBackend
@@ -64,6 +64,7 @@ class HvmDomain(PvhDomain):
             undo.callback(ram.close)
             guest = self.guest = HvmGuest(control.xen, engine, ram, punch_hole, vcpus)
             guest.sleeps = sleeps
+            self._devices = guest.devices
             config = DomainConfig(max_vcpus=vcpus, emulation_flags=domctl.X86_EMU_HVM)
             self.domain: Domain = control.xen.create_domain(ram, upcall=guest, vcpus=vcpus, config=config)
             self.domid = self.domain.domid
@@ -111,8 +112,9 @@ class HvmDomain(PvhDomain):
     def add_nic(self, wire: NetBackend, mac: str, close: Callable[[], None]) -> None:
         """Plug in an emulated network card, which holds what `close` gives back."""
         assert self.board is not None
+        rom = _network_rom()
         with self.control.loop.lock:
-            self.board.add_nic(wire, mac, close)
+            self.board.add_nic(wire, mac, close, rom)
 
     def type_serial(self, data: bytes) -> None:
         """Bytes typed at the other end of COM1. With the loop's lock held."""
@@ -123,14 +125,20 @@ class HvmDomain(PvhDomain):
         """Everything is plugged in: put the firmware into memory, and the processor at its start."""
         assert self.board is not None
         with self.control.loop.lock:
-            hvmloader.load(
-                hvmloader.LowMemory(self._ram.size, self._ram.write), self.board.pci, self._bios, self._facts()
-            )
+            memory = hvmloader.LowMemory(self._ram.size, self._ram.write, self._populate)
+            devices = self._devices
+            chipset = hvmloader.Chipset(devices.gsis, devices.hpet.capabilities)
+            hvmloader.load(memory, self.board.pci, self._bios, self._facts(), chipset)
             self.board.start()
         self.domain.memory_map = hvmloader.e820(self._ram.size)
         vcpu = self.guest.vcpu
         sregs = vcpu.get_sregs()
         vcpu.set_sregs(replace(sregs, cs=replace(sregs.cs, base=0xF_0000)))
+
+    def _populate(self, gpa: int, data: bytes) -> None:
+        for at in range(0, len(data), PAGE):
+            page = self.domain.frame_for((gpa + at) // PAGE)
+            page[: len(data) - at] = data[at : at + PAGE]
 
     def _facts(self) -> smbios.Facts:
         leaves = {entry.leaf: entry for entry in self.guest.vcpu.get_cpuid()}
@@ -154,3 +162,11 @@ class HvmDomain(PvhDomain):
             with self.control.loop.lock:
                 self.board.close()
         super().close()
+
+
+def _network_rom() -> bytes:
+    """iPXE; nothing where it cannot be had, for a card without it is as good to whoever boots from a disk."""
+    try:
+        return network_rom().read_bytes()
+    except HostError:
+        return b""

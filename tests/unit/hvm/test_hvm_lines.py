@@ -16,6 +16,7 @@ from bivisor.dom0.hvm.unplug import MAGIC
 from bivisor.errors import GuestAddressError, ImageError
 from bivisor.memory import PAGE
 from bivisor.platform.ide import AtaDisk, CdRom
+from bivisor.platform.pci import BarKind
 from bivisor.platform.pci import registers as reg
 from bivisor.platform.rtc import Rtc
 from bivisor.toolstack import hvmloader
@@ -27,6 +28,7 @@ from bivisor.xen.hvm.irq import Lines, pci_gsi
 from bivisor.xen.hvm.platform import Clock
 
 BIOS = b"XenHVMSeaBIOS".ljust(1 << 16, b"\xf4")
+CHIPSET = hvmloader.Chipset(48, 0x8086_A201)
 FACTS = smbios.Facts(2, MEMORY, uuid.UUID(int=0x1234), "4.17.7", 2600, "AMD", (0x60F00, 0x178BFBFF))
 
 
@@ -167,9 +169,18 @@ def test_unplugging_takes_the_disks_and_leaves_the_discs(world: World) -> None:
         other.readv([], 0)
 
 
+def low_memory(world: World) -> hvmloader.LowMemory:
+    def populate(gpa: int, data: bytes) -> None:
+        for at in range(0, len(data), PAGE):
+            page = world.domain.frame_for((gpa + at) // PAGE)
+            page[: len(data) - at] = data[at : at + PAGE]
+
+    return hvmloader.LowMemory(MEMORY, world.memory.write, populate)
+
+
 def _set_up(world: World) -> None:
     board = world.plug_in_board()
-    hvmloader.load(hvmloader.LowMemory(MEMORY, world.memory.write), board.pci, BIOS, FACTS)
+    hvmloader.load(low_memory(world), board.pci, BIOS, FACTS, CHIPSET)
 
 
 def test_firmware_finds_what_hvmloader_leaves(world: World) -> None:
@@ -188,12 +199,12 @@ def test_firmware_finds_what_hvmloader_leaves(world: World) -> None:
         (length,) = struct.unpack("<I", read(address + 4, 4))
         assert sum(read(address, length)) & 0xFF == 0
         found[read(address, 4)] = address
-    assert set(found) == {b"FACP", b"APIC", b"WAET"}
+    assert set(found) == {b"FACP", b"APIC", b"HPET", b"WAET"}
     assert read(anchor, 4) == b"_SM_" and sum(read(anchor, 31)) & 0xFF == 0
     regions = [struct.unpack("<QQI", read(e820 + 20 * n, 20)) for n in range(entries)]
     assert all(first[0] + first[1] <= second[0] for first, second in pairwise(regions))
     reserved = next(region for region in regions if region[0] <= rsdp < region[0] + region[1])
-    assert reserved[2] == 2
+    assert reserved[2] == 4
     assert read((1 << 20) - len(BIOS), 13) == BIOS[:13]
 
 
@@ -201,8 +212,12 @@ def test_every_function_is_placed_routed_and_turned_on(world: World) -> None:
     _set_up(world)
     board = world.board
     assert board is not None
-    for function in board.pci.functions[1:]:
-        assert function.config[reg.COMMAND] & 7 == 7
+    for function in board.pci.functions:
+        kinds = {bar.kind is BarKind.IO for bar in function.bars.values()}
+        if function is board.vga:
+            kinds.add(True)  # its ports have no BAR
+        assert function.config[reg.COMMAND] & 7 == 4 | (True in kinds) | (False in kinds) << 1
+        assert all(bar.mapped == bar.address(function.config) for bar in function.bars.values() if bar.index < reg.BARS)
         if function.pin:
             assert function.config[reg.INTERRUPT_LINE] in (5, 10, 11)
     world.accesses.port(0xCF8, 4, 0x8000_0000 | 1 << 11 | 0x60)
@@ -211,10 +226,10 @@ def test_every_function_is_placed_routed_and_turned_on(world: World) -> None:
 
 def test_a_bios_that_cannot_work_on_xen_is_refused(world: World) -> None:
     board = world.plug_in_board()
-    memory = hvmloader.LowMemory(MEMORY, world.memory.write)
+    memory = low_memory(world)
     for bios, told in ((bytes(1 << 16), "without support for Xen"), (b"x" * 100, "in whole pages")):
         with pytest.raises(ImageError, match=told):
-            hvmloader.load(memory, board.pci, bios, FACTS)
+            hvmloader.load(memory, board.pci, bios, FACTS, CHIPSET)
 
 
 def test_smbios_says_what_hvmloader_says() -> None:

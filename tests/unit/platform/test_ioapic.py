@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bivisor.cpu.contract import IrqChip
 from bivisor.platform.bus import mmio_bus, port_bus
-from bivisor.platform.ioapic import BASE, LEVEL, LOGICAL, MASKED, REMOTE_IRR, VERSION, IoApic
+from bivisor.platform.ioapic import BASE, LEVEL, LOGICAL, MASKED, REMOTE_IRR, IoApic
 from bivisor.platform.irqchip import PcIrqChip
 
 
@@ -30,7 +30,7 @@ class Apic:
 
 
 def test_it_says_its_version_and_number_of_pins() -> None:
-    assert Apic().get(1) == VERSION == 0x170020
+    assert Apic().get(1) == 0x170020
 
 
 def test_every_entry_is_masked_at_reset() -> None:

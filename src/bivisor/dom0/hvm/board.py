@@ -17,15 +17,14 @@ from functools import partial
 from bivisor.abi.xen import ioreq
 from bivisor.abi.xen.xen import ShutdownReason
 from bivisor.dom0.control import Control
+from bivisor.dom0.hvm.cards import HvmNic, HvmVga, rom_region
 from bivisor.dom0.hvm.memory import ForeignMemory, ForeignWindows
 from bivisor.dom0.hvm.model import IoreqClient
 from bivisor.dom0.hvm.unplug import PORT, PORTS, PlatformDevice, Unplug, UnplugPorts
-from bivisor.host.loop import Clock
-from bivisor.memory import PAGE, MemoryRegion
+from bivisor.memory import MemoryRegion
 from bivisor.platform import acpi_pm, i8237, reset, serial
 from bivisor.platform.ahci import Ahci
 from bivisor.platform.bus import mmio_bus, port_bus
-from bivisor.platform.e1000 import E1000
 from bivisor.platform.events import Event, PowerOff
 from bivisor.platform.i440fx import bridges
 from bivisor.platform.ide import PiixIde
@@ -34,10 +33,8 @@ from bivisor.platform.ide.drive import Drive
 from bivisor.platform.pci import PciBus
 from bivisor.platform.pci.bus import ADDRESS_PORT, PciConfigPorts
 from bivisor.platform.pci.bus import PORTS as CONFIG_PORTS
-from bivisor.platform.pci.registers import ROM_BAR
 from bivisor.platform.ps2 import Ps2Controller
 from bivisor.platform.ps2.controller import COMMAND_PORT, DATA_PORT, KEYBOARD_IRQ, MOUSE_IRQ
-from bivisor.platform.vga import VgaCard
 from bivisor.platform.virtio.net import NetBackend
 from bivisor.platform.watched import watch_buses
 from bivisor.xen.errors import XenError
@@ -76,7 +73,8 @@ class HvmBoard:
         self.ports, self.mmio = port_bus(), mmio_bus()
         self._site = watch_buses(control.events, domid, (self.ports, self.mmio))
         self._pins: dict[tuple[int, int], int] = {}
-        self._nics: list[E1000] = []
+        self._nics: list[HvmNic] = []
+        self._nic_rom: MemoryRegion | None = None
         self._ahci: Ahci | None = None
         self._held: dict[object, Callable[[], None]] = {}
 
@@ -92,11 +90,11 @@ class HvmBoard:
             self.mmio,
             set_irq=self._set_irq,
             signal_msi=partial(emulation.inject_msi, domid),
-            host_bridge=bridges.HostBridge(),
+            host_bridge=bridges.HostBridge(options.memory),
             set_pin=self._set_pin,
         )
         self.ide = PiixIde(self.memory, self._set_irq)
-        self.vga = _Vga(loop, self._windows, options.vga_rom)
+        self.vga = HvmVga(loop, self._windows, options.vga_rom)
         self.pci.add(bridges.IsaBridge(_Links(partial(emulation.set_pci_link, domid))), PIIX_SLOT)
         self.pci.add(self.ide, PIIX_SLOT, 1)
         self.pci.add(bridges.PowerManagement(port_bus(), self.pm), PIIX_SLOT, 3)  # its ports are at fixed places here
@@ -138,9 +136,13 @@ class HvmBoard:
         self._ahci.add_drive(disk)
         self._held[disk] = close
 
-    def add_nic(self, wire: NetBackend, mac: str, close: Callable[[], None]) -> None:
-        """Plug in a network card; `close` as above."""
-        card = E1000(self.memory, wire, mac, self.loop)
+    def add_nic(self, wire: NetBackend, mac: str, close: Callable[[], None], rom: bytes = b"") -> None:
+        """Plug in a network card, with `rom` to boot from; `close` as above."""
+        if rom and self._nic_rom is None:
+            self._nic_rom = rom_region(rom, "bivisor-nic-rom")
+        card = HvmNic(self.memory, wire, mac, self.loop)
+        if rom and self._nic_rom is not None:
+            card.show_rom(self._windows, self._nic_rom, f"ROM of card {len(self._nics)}")
         self.pci.add(card)
         self._nics.append(card)
         self._held[card] = close
@@ -202,32 +204,12 @@ class HvmBoard:
         with ExitStack() as last_first:
             for close in self._held.values():
                 last_first.callback(close)
+            if self._nic_rom is not None:
+                last_first.callback(self._nic_rom.close)
             last_first.callback(self.pci.close)
             last_first.callback(self._control.events.remove, self._site)
             for device in (self.pm, self.com1, self._windows, self.client):
                 last_first.callback(device.close)
-
-
-class _Vga(VgaCard):
-    """Its expansion ROM is memory as well: firmware copies it, and an ioreq for each word would take longer than all
-    else that it does."""
-
-    def __init__(self, clock: Clock, windows: ForeignWindows, rom: bytes) -> None:
-        super().__init__(clock, windows, rom)
-        self._rom_windows = windows
-        self._rom = MemoryRegion(max(PAGE, self.bars[ROM_BAR].size), "bivisor-vga-rom")
-        self._rom.view[: len(rom)] = rom
-
-    def bar_moved(self, index: int, address: int | None) -> None:
-        """See `PciFunction.bar_moved`."""
-        super().bar_moved(index, address)
-        if index == ROM_BAR:
-            self._rom_windows.show("VGA ROM", address, self._rom, 0, self.bars[ROM_BAR].size, readonly=True)
-
-    def close(self) -> None:
-        """See `PciFunction.close`."""
-        super().close()
-        self._rom.close()
 
 
 class _Links:

@@ -7,9 +7,15 @@ A path is written as in ASL: `\\_SB.PCI0`, and names shorter than four character
 from __future__ import annotations
 
 ZERO, ONE, ARG0 = b"\x00", b"\x01", b"\x68"
+LOCAL0 = b"\x60"
 _NAME, _BYTE, _WORD, _DWORD, _STRING, _QWORD = 0x08, 0x0A, 0x0B, 0x0C, 0x0D, 0x0E
 _SCOPE, _BUFFER, _PACKAGE, _METHOD = 0x10, 0x11, 0x12, 0x14
 _STORE, _IF, _RETURN = 0x70, 0xA0, 0xA4
+_AND, _OR, _SHIFT_LEFT, _SUBTRACT, _FIND_SET_RIGHT = 0x7B, 0x7D, 0x79, 0x74, 0x82
+_CREATE_WORD_FIELD = 0x8B
+_REGION, _FIELD = b"\x5b\x80", b"\x5b\x81"
+SYSTEM_IO, PCI_CONFIG = 1, 2
+_BYTE_ACCESS, _DWORD_ACCESS = 1, 3
 _DEVICE = b"\x5b\x82"
 _DUAL_NAME, _MULTI_NAME = 0x2E, 0x2F
 _INTEGERS = ((1, _BYTE), (2, _WORD), (4, _DWORD), (8, _QWORD))
@@ -90,6 +96,48 @@ def store(source: bytes, target: bytes) -> bytes:
     return bytes((_STORE,)) + source + target
 
 
+def and_(left: bytes, right: bytes) -> bytes:
+    """And (left, right)"""
+    return bytes((_AND,)) + left + right + ZERO
+
+
+def or_(left: bytes, right: bytes, target: bytes = ZERO) -> bytes:
+    """Or (left, right, target)"""
+    return bytes((_OR,)) + left + right + target
+
+
+def shift_left(value: bytes, count: bytes) -> bytes:
+    """ShiftLeft (value, count)"""
+    return bytes((_SHIFT_LEFT,)) + value + count + ZERO
+
+
+def subtract(left: bytes, right: bytes) -> bytes:
+    """Subtract (left, right)"""
+    return bytes((_SUBTRACT,)) + left + right + ZERO
+
+
+def find_set_right_bit(value: bytes) -> bytes:
+    """FindSetRightBit (value): its number counts from 1."""
+    return bytes((_FIND_SET_RIGHT,)) + value + ZERO
+
+
+def word_field(source: bytes, offset: int, path: str) -> bytes:
+    """CreateWordField (source, offset, path)"""
+    return bytes((_CREATE_WORD_FIELD,)) + source + integer(offset) + name_string(path)
+
+
+def region(path: str, space: int, offset: int, length: int) -> bytes:
+    """OperationRegion (path, space, offset, length)"""
+    return _REGION + name_string(path) + bytes((space,)) + integer(offset) + integer(length)
+
+
+def field(path: str, *units: tuple[str, int]) -> bytes:
+    """Field (path, ByteAcc or DWordAcc, NoLock, Preserve) { units }, each a name and its width: 8 or 32 bits."""
+    access = _BYTE_ACCESS if all(bits == 8 for _, bits in units) else _DWORD_ACCESS
+    body = b"".join(name_string(unit) + _length_of(bits) for unit, bits in units)
+    return _FIELD + _with_length(name_string(path) + bytes((access,)) + body)
+
+
 def if_(predicate: bytes, *terms: bytes) -> bytes:
     """If (predicate) { terms }"""
     return bytes((_IF,)) + _with_length(predicate + b"".join(terms))
@@ -98,6 +146,13 @@ def if_(predicate: bytes, *terms: bytes) -> bytes:
 def return_(value: bytes) -> bytes:
     """Return (value)"""
     return bytes((_RETURN,)) + value
+
+
+def _length_of(bits: int) -> bytes:
+    """PkgLength of a field element, which does not count its own bytes."""
+    if bits < 1 << 6:
+        return bytes((bits,))
+    raise ValueError(f"a field of {bits} bits is too wide")
 
 
 def _with_length(body: bytes) -> bytes:

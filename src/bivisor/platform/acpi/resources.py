@@ -35,6 +35,11 @@ def irq(number: int) -> bytes:
     return _IRQ.pack(0x22, 1 << number)
 
 
+def shared_irqs(mask: int) -> bytes:
+    """IRQ (Level, ActiveLow, Shared): those whose bits are set in `mask`."""
+    return struct.pack("<BHB", 0x23, mask, 0x18)
+
+
 def memory(base: int, length: int) -> bytes:
     """Memory32Fixed (ReadWrite, base, length)"""
     return struct.pack("<BHBII", 0x86, 9, 1, base, length)

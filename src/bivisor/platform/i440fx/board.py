@@ -103,7 +103,7 @@ class I440fxBoard:
             site.mmio,
             set_irq=site.set_irq,
             signal_msi=site.signal_msi,
-            host_bridge=bridges.HostBridge(),
+            host_bridge=bridges.HostBridge(site.size),
             set_pin=router.set_pin,
         )
         self.ide = PiixIde(site.memory, site.set_irq, site.feeder)
@@ -202,7 +202,7 @@ def _items(size: int, options: BoardOptions) -> dict[int, bytes]:
         fwcfg.NOGRAPHIC: struct.pack("<H", 0),
         fwcfg.CPUS: struct.pack("<H", options.cpus),
         fwcfg.MAX_CPUS: struct.pack("<H", max(options.cpus, options.max_cpus)),
-        fwcfg.BOOT_MENU: struct.pack("<H", 0),
+        fwcfg.BOOT_MENU: struct.pack("<H", options.boot_menu),
         **({} if options.kernel is None else options.kernel.items()),
     }
 

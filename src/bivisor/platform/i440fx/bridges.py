@@ -13,6 +13,7 @@ from typing import Protocol
 from bivisor.platform.acpi_pm import BASE_PORT, AcpiPm
 from bivisor.platform.bus import Bus, Claim
 from bivisor.platform.pci import Identity, PciFunction
+from bivisor.platform.pci import registers as reg
 
 PIRQS = 4
 PAM0, SMRAM = 0x59, 0x72
@@ -21,17 +22,28 @@ PMBASE, DEVACTB, PMREGMISC, SMBBASE, SMBHSTCFG = 0x40, 0x58, 0x80, 0x90, 0xD2
 _PIRQ_OFF = 0x80
 _APMC_EN = 0x02  # in the last byte of DEVACTB: system management mode has been set up, so firmware leaves it alone
 _SUBSYSTEM = (0x1AF4, 0x1100)
+_DRAM, _DRAM_UNIT = 0x57, 8 << 20
+_ISA_AT_RESET = {
+    0x4C: 0x4D, 0x4E: 0x03,  # I/O recovery, X-bus chip select
+    0x69: 0x02,  # top of memory
+    0x70: 0x80, 0x76: 0x0C, 0x77: 0x0C, 0x78: 0x02,  # motherboard interrupt, DMA and chip select: not used
+    0xA0: 0x08, 0xA8: 0x0F,  # SMI, clock throttling
+}  # fmt: skip
+_POWER_PARTS = {0x5F: 0x10, 0x63: 0x60, 0x67: 0x08}
+"""Device resources: what of the super I/O chip is there, COM1 among it."""
 
 
 class HostBridge(PciFunction):
-    """Function 0 of slot 0. Its registers are kept as they are written."""
+    """Function 0 of slot 0. Its registers are kept as they are written. One says how much memory there is, in units
+    of 8 MiB, as far as it can: coreboot looks there on QEMU's board."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int = 0) -> None:
         identity = Identity(0x8086, 0x1237, 0x060000, 0x02, *_SUBSYSTEM)
         super().__init__(identity, name="i440FX host bridge")
         self._writable[PAM0 : PAM0 + 7] = b"\xff" * 7
         self._writable[SMRAM] = 0xFF
         self.config[SMRAM] = 0x02
+        self.config[_DRAM] = min(memory // _DRAM_UNIT, 0xFF)
 
 
 class PirqRouter:
@@ -87,12 +99,14 @@ class IsaBridge(PciFunction):
     """Function 0 of the PIIX3."""
 
     def __init__(self, router: Router) -> None:
-        super().__init__(Identity(0x8086, 0x7000, 0x060100, 0x00, *_SUBSYSTEM), name="PIIX3 ISA bridge")
+        identity = Identity(0x8086, 0x7000, 0x060100, 0x00, *_SUBSYSTEM, status=reg.STATUS_MEDIUM)
+        super().__init__(identity, name="PIIX3 ISA bridge")
         self._router = router
         self._writable[PIRQRC : PIRQRC + PIRQS] = b"\xff" * PIRQS
         self.config[PIRQRC : PIRQRC + PIRQS] = bytes((_PIRQ_OFF,)) * PIRQS
         self._writable[0x4C] = self._writable[0x4E] = self._writable[0x82] = 0xFF
-        self.config[0x4C], self.config[0x4E] = 0x4D, 0x03
+        for at, value in _ISA_AT_RESET.items():
+            self.config[at] = value
 
     def config_write(self, offset: int, size: int, value: int) -> None:
         """See `PciFunction.config_write`."""
@@ -106,7 +120,9 @@ class PowerManagement(PciFunction):
     """Function 3 of the PIIX4: the ACPI registers `pm` answer where PMBASE says, once PMREGMISC enables them."""
 
     def __init__(self, ports: Bus, pm: AcpiPm) -> None:
-        super().__init__(Identity(0x8086, 0x7113, 0x068000, 0x03, *_SUBSYSTEM), name="PIIX4 power management", pin=1)
+        status = reg.STATUS_MEDIUM | reg.STATUS_FAST_B2B
+        identity = Identity(0x8086, 0x7113, 0x068000, 0x03, *_SUBSYSTEM, status=status)
+        super().__init__(identity, name="PIIX4 power management", pin=1)
         self._ports = ports
         self._pm = pm
         self._claim: Claim | None = None
@@ -115,6 +131,8 @@ class PowerManagement(PciFunction):
         self._writable[PMBASE : PMBASE + 4] = bytes((0xC0, 0xFF, 0, 0))
         self.config[PMBASE], self.config[SMBBASE] = 1, 1
         self.config[DEVACTB + 3] = _APMC_EN
+        for at, value in _POWER_PARTS.items():
+            self.config[at] = value
 
     @property
     def base(self) -> int:

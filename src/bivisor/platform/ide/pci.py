@@ -15,6 +15,7 @@ from bivisor.platform.ide.channel import COMMAND_PORTS, Channel
 from bivisor.platform.ide.drive import Drive
 from bivisor.platform.ide.feed import Feeder, PortFeed
 from bivisor.platform.pci import BarKind, Identity, PciFunction
+from bivisor.platform.pci import registers as reg
 
 CHANNELS = ((0x1F0, 0x3F6, 14), (0x170, 0x376, 15))
 _TIMING = (0x41, 0x43)
@@ -25,7 +26,8 @@ class PiixIde(PciFunction):
     """Function 1 of the PIIX3. `set_irq(line, level)` is the interrupt controllers'."""
 
     def __init__(self, memory: Memory, set_irq: Callable[[int, bool], None], feeder: Feeder | None = None) -> None:
-        super().__init__(Identity(0x8086, 0x7010, 0x010180, 0x00, 0x1AF4, 0x1100), name="PIIX3 IDE")
+        status = reg.STATUS_MEDIUM | reg.STATUS_FAST_B2B
+        super().__init__(Identity(0x8086, 0x7010, 0x010180, 0x00, 0x1AF4, 0x1100, status), name="PIIX3 IDE")
         self.channels: list[Channel] = []
         self.masters: list[BusMaster] = []
         feed = PortFeed(feeder)

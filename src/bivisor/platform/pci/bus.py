@@ -117,14 +117,14 @@ class PciBus:
         """The slot that `function` is in."""
         return self._places[function] // FUNCTIONS
 
-    def assign(self) -> None:
-        """Give each BAR that has no address one, as firmware does, largest first. UsageError when space runs out."""
+    def assign(self, mmio_start: int = MMIO_START, mmio_end: int = MMIO_END) -> None:
+        """Give each BAR an address, as firmware does, largest first. UsageError when space runs out."""
         bars = [(function, bar) for function in self.functions for bar in function.bars.values()]
-        free = {True: IO_START, False: MMIO_START}
+        free = {True: IO_START, False: mmio_start}
         for function, bar in sorted(bars, key=lambda pair: -pair[1].size):
             is_io = bar.kind is BarKind.IO
             address = -(-free[is_io] // bar.size) * bar.size
-            if address + bar.size > (IO_END if is_io else MMIO_END):
+            if address + bar.size > (IO_END if is_io else mmio_end):
                 raise UsageError(f"{function.name}: no room for BAR {bar.index} of {bar.size:#x} bytes")
             free[is_io] = address + bar.size
             function.assign_bar(bar, address)

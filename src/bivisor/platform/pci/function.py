@@ -21,7 +21,8 @@ _U16 = struct.Struct("<H")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a function says that it is. `class_code` is 24 bits: base class, sub-class, programming interface."""
+    """What a function says that it is. `class_code` is 24 bits: base class, sub-class, programming interface;
+    `status` has what never changes in that register."""
 
     vendor: int
     device: int
@@ -29,6 +30,7 @@ class Identity:
     revision: int = 0
     subsystem_vendor: int = 0
     subsystem: int = 0
+    status: int = 0
 
 
 class PciHost(Protocol):
@@ -63,6 +65,7 @@ class PciFunction:
         self._msix_control = -1
         self._intx = False
         struct.pack_into("<HH", self.config, reg.VENDOR_ID, identity.vendor, identity.device)
+        _U16.pack_into(self.config, reg.STATUS, identity.status)
         struct.pack_into("<I", self.config, reg.REVISION, identity.class_code << 8 | identity.revision)
         struct.pack_into("<HH", self.config, reg.SUBSYSTEM_VENDOR, identity.subsystem_vendor, identity.subsystem)
         self.config[reg.INTERRUPT_PIN] = pin

@@ -20,53 +20,65 @@ _POINTERS_AT, _E820_AT = 0x1100, 0x1200
 _INFO = struct.Struct("<14sBBIIII")
 _SIGNATURE = b"XenHVMSeaBIOS\0"
 _E820 = struct.Struct("<QQI")
-_RAM, _RESERVED = 1, 2
+_RAM, _RESERVED, _NVS = 1, 2, 4
 _BELOW_1M = 1 << 20
-_TABLES = 0x1_0000
-"""Room for the tables at the end of RAM below the hole."""
-_RESERVED_START = 0xFC00_0000
+TABLES_AT, _TABLES_OFFSET = 0xFC00_0000, 0x1000
+TABLES_SIZE = 0xB000
+SMBIOS_AT = 0xFC10_0000
+_ANCHOR_AT = 0x1_0020
+"""Where hvmloader leaves the entry point for SeaBIOS to find; the structures stay where they are."""
 BIOS_MAX = 0x4_0000
 
 
 @dataclass(frozen=True, slots=True)
 class LowMemory:
-    """`write(gpa, data)` puts bytes into the domain's RAM, of which it has `size`."""
+    """`write(gpa, data)` puts bytes into the domain's RAM, of which it has `size`; `populate(gpa, data)` gives it pages
+    of its own outside of that, which begin with `data`."""
 
     size: int
     write: Callable[[int, bytes], None]
+    populate: Callable[[int, bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chipset:
+    """What tables say beside the rest: inputs of the I/O APIC, the HPET's capabilities."""
+
+    gsis: int
+    hpet: int
 
 
 def e820(size: int) -> tuple[tuple[int, int, int], ...]:
     """(address, length, type) of everything."""
     low = min(size, HOLE_START)
+    end = TABLES_AT + TABLES_SIZE
     entries = [
         (0, 0xA_0000, _RAM),
-        (_BELOW_1M, low - _TABLES - _BELOW_1M, _RAM),
-        (low - _TABLES, _TABLES, _RESERVED),
-        (_RESERVED_START, HOLE_END - _RESERVED_START, _RESERVED),
+        (0xC_0000, 0x4_0000, _RESERVED),
+        (_BELOW_1M, low - _BELOW_1M, _RAM),
+        (TABLES_AT, TABLES_SIZE, _NVS),
+        (end, HOLE_END - end, _RESERVED),
     ]
     if size > low:
         entries.append((HOLE_END, size - low, _RAM))
     return tuple(entries)
 
 
-def load(memory: LowMemory, bus: PciBus, bios: bytes, facts: smbios.Facts) -> None:
+def load(memory: LowMemory, bus: PciBus, bios: bytes, facts: smbios.Facts, chipset: Chipset) -> None:
     """Set up PCI, and write tables and the BIOS. ImageError for one that cannot be."""
     if not 1 << 16 <= len(bios) <= BIOS_MAX or len(bios) % PAGE:
         raise ImageError(f"a BIOS of {len(bios)} bytes: on Xen it has 64 to 256 KiB, in whole pages")
     if _SIGNATURE[:-1] not in bios:
         raise ImageError("this SeaBIOS was built without support for Xen (CONFIG_XEN)")
-    pci.set_up(bus)
-    base = min(memory.size, HOLE_START) - _TABLES
-    tables = acpi.build(base, facts.vcpus)
-    memory.write(base, tables.image)
-    anchor_at = base + (len(tables.image) + 63 & ~63)
-    anchor, structures = smbios.build(facts, anchor_at + smbios.ANCHOR_ROOM)
-    memory.write(anchor_at, anchor)
-    memory.write(anchor_at + smbios.ANCHOR_ROOM, structures)
+    window = pci.set_up(bus)
+    tables = acpi.build(TABLES_AT + _TABLES_OFFSET, acpi.Machine(facts.vcpus, window, chipset.gsis, chipset.hpet))
+    memory.populate(TABLES_AT, (bytes(_TABLES_OFFSET) + tables.image).ljust(TABLES_SIZE, b"\0"))
+    anchor, structures = smbios.build(facts, SMBIOS_AT)
+    memory.populate(SMBIOS_AT, structures)
+    memory.write(_ANCHOR_AT, anchor)
     entries = e820(memory.size)
     memory.write(_E820_AT, b"".join(_E820.pack(*entry) for entry in entries))
-    pointers = (tables.rsdp, anchor_at)
+    pointers = (tables.rsdp, _ANCHOR_AT)
     memory.write(_POINTERS_AT, struct.pack(f"<{len(pointers)}I", *pointers))
     info = bytearray(_INFO.pack(_SIGNATURE, _INFO.size, 0, _POINTERS_AT, len(pointers), _E820_AT, len(entries)))
     info[15] = -sum(info) & 0xFF

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 ANCHOR_ROOM = 32
 _ENTRY_POINT = struct.Struct("<4sBBBBHB5s5sBHIHB")
-_DATE = "11/23/2026"
+_DATE = "11/04/2026"
+"""When Debian's Xen of that version was built."""
 _MIB, _KIB = 1 << 20, 1 << 10
 _DEVICE_MIB = 0x4000
 """Each memory device has up to 16 GiB."""
@@ -72,7 +73,7 @@ def _system(facts: Facts) -> bytes:
 
 
 def _chassis() -> bytes:
-    return _structure(3, 0x300, struct.pack("<9B", 1, 1, 0, 0, 0, 3, 3, 3, 2), "Xen")
+    return _structure(3, 0x300, struct.pack("<9BIBBBB", 1, 1, 0, 0, 0, 3, 3, 3, 2, 0, 0, 0, 0, 0), "Xen")
 
 
 def _processor(facts: Facts, number: int) -> bytes:
@@ -88,7 +89,7 @@ def _memory(device: int, size: int) -> list[bytes]:
     """A device of `size` MiB, where it is in the array, and the array in the address space."""
     start = device * _DEVICE_MIB * _KIB
     end = start + size * _KIB - 1
-    body = struct.pack("<HHHHHBBBBBH", 0x1000, 0, 64, 64, size, 9, 0, 1, 0, 7, 0)
+    body = struct.pack("<HHHHHBBBBBHHBBBB", 0x1000, 0, 64, 64, size, 9, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0)
     mapped = struct.pack("<IIHB", start, end, 0x1000, 1)
     placed = struct.pack("<IIHHBBB", start, end, 0x1100 + device, 0x1300 + device, 1, 0, 0)
     return [

@@ -1,5 +1,5 @@
-"""The devices that Xen emulates itself: interrupt controllers, 8254, RTC, ACPI's event block with the PM timer, the
-debug port. The device model has everything else, the RTC's CMOS RAM and the PM1 control register among it.
+"""The devices that Xen emulates itself: interrupt controllers, 8254, HPET, RTC, ACPI's event block with the PM timer,
+the debug port. The device model has everything else, the RTC's CMOS RAM and the PM1 control register among it.
 
 They have a loop of their own, whose lock is taken inside the hypervisor's and never the other way round.
 """
@@ -13,8 +13,10 @@ from functools import partial
 from bivisor.abi.xen import ioreq as abi
 from bivisor.cpu.contract import Machine
 from bivisor.host.loop import EventLoop
-from bivisor.platform import acpi_pm, i8254, port61, rtc
+from bivisor.platform import acpi_pm, hpet, i8254, port61, rtc
 from bivisor.platform.bus import Bus, mmio_bus, port_bus
+from bivisor.platform.ioapic import IoApic
+from bivisor.platform.irqchip import GSIS as PC_GSIS
 from bivisor.platform.irqchip import PcIrqChip
 from bivisor.xen.hvm.chip import HvmChip
 
@@ -23,7 +25,11 @@ RTC_REGISTERS = 14
 """What of the CMOS is the clock's; the rest is the device model's."""
 PCI_ISA_IRQS = (5, 10, 11)
 """The ISA interrupts that firmware wires PCI to."""
-_GSIS = 24
+GSIS = 48
+"""Inputs of Xen's I/O APIC; where the engine has the controllers, they are a PC's."""
+IO_APIC_ID, _IO_APIC_VERSION = 1, 0x11
+HPET_HZ = 62_500_000
+"""Xen's counts in units of 16 ns."""
 _LINE_MAX = 256
 
 
@@ -45,8 +51,10 @@ class HvmDevices:
         self._close = ExitStack()
         self.chip: HvmChip | None = None
         machine.create_irqchip()
-        if machine.irqchip == "user":
-            self._connect_chip()
+        line = self._connect_chip() if machine.irqchip == "user" else None
+        self.hpet = hpet.Hpet(self.loop, self.set_irq, line, HPET_HZ)
+        self._close.callback(self.hpet.close)
+        self.mmio.attach(hpet.BASE, hpet.LENGTH, self.hpet, "HPET")
         self.rtc = Clock(rtc.Rtc(self.loop, wall, partial(self.set_irq, rtc.IRQ)))
         self._pm = acpi_pm.AcpiPm(self.loop, partial(self.set_irq, acpi_pm.SCI_IRQ), lambda _: None)
         self._close.callback(self._pm.close)
@@ -59,26 +67,35 @@ class HvmDevices:
         )
         self.ports.attach(DEBUG_PORT, 1, _DebugPort(say), "debug port")
 
-    def _connect_chip(self) -> None:
+    def _connect_chip(self) -> hpet.TimerLine:
         machine = self._machine
         self.chip = HvmChip(machine.set_intr)
         pc = self.chip.pc = PcIrqChip(
-            self.chip.set_pic_intr, machine.signal_msi, self.lock, level_triggered=PCI_ISA_IRQS
+            self.chip.set_pic_intr,
+            machine.signal_msi,
+            self.lock,
+            level_triggered=PCI_ISA_IRQS,
+            ioapic=IoApic(machine.signal_msi, IO_APIC_ID, GSIS, _IO_APIC_VERSION),
         )
         pc.attach(self.ports, self.mmio)
         machine.connect_irqchip(self.chip)
-        pit = i8254.I8254(self.loop, partial(pc.set_irq, 0))
+        line = hpet.TimerLine(partial(pc.set_irq, 0))
+        pit = i8254.I8254(self.loop, line.pit)
         self._close.callback(pit.close)
         self.ports.attach(i8254.BASE_PORT, i8254.PORTS, pit, "8254")
         self.ports.attach(port61.PORT, 1, port61.Port61(pit.channels[2], self.loop), "port 0x61")
+        return line
+
+    @property
+    def gsis(self) -> int:
+        """How many inputs the I/O APIC has."""
+        return PC_GSIS if self.chip is None else GSIS
 
     def set_irq(self, gsi: int, level: bool) -> None:
         """The level of an input of the interrupt controllers; one that they do not have is nobody's."""
-        if gsi >= _GSIS:
-            return
         if self.chip is not None:
             self.chip.pc.set_irq(gsi, level)
-        else:
+        elif gsi < PC_GSIS:
             self._machine.set_irq(gsi, level)
 
     def read_port(self, port: int, size: int) -> int | None:
