@@ -104,11 +104,11 @@ class Networks:
 
     # ---------------------------------------------------------------- bridges
 
-    def bridge(self, name: str) -> Bridge:
+    def bridge(self, name: str, *, patient: bool = False) -> Bridge:
         """The bridge called `name`, made if there is none. With the loop's lock held."""
         bridge = self._bridges.get(name)
         if bridge is None:
-            bridge = self._bridges[name] = Bridge(name, self._loop)
+            bridge = self._bridges[name] = Bridge(name, self._loop, patient=patient)
         return bridge
 
     def plug(self, name: str, wire: OwnedWire) -> None:
@@ -254,7 +254,7 @@ class Networks:
         spec = vif.spec
         name = _network_of(vif)
         with self._loop.lock:
-            self.bridge(name)
+            self.bridge(name, patient=spec.kind != "vif")
             if spec.kind != "vif":
                 try:
                     wire = self._tap(self._loop, spec.vifname) if spec.kind == "tap" else self._user(self._loop)

@@ -6,7 +6,7 @@ import random
 import struct
 
 import pytest
-from netfront import ALL_FEATURES, Front, Received, Tape, host
+from netfront import ALL_FEATURES, Front, Received, Tape, Way, host
 from packets import BROADCAST, STATION_A, STATION_B, ethernet, ipv4, ipv6, is_right, tcp, udp, with_checksum
 
 from bivisor.abi.xen import netif as abi
@@ -15,6 +15,7 @@ from bivisor.abi.xen.netif import EXTRA_INFO, TX_REQUEST, NetifStatus
 from bivisor.abi.xen.xenbus import XenbusState
 from bivisor.dom0.net.frame import Frame
 from bivisor.dom0.net.receive import QUEUE_BYTES
+from bivisor.dom0.net.wire import WAITING_BYTES, Wire
 from bivisor.memory import PAGE
 
 OKAY, ERROR, NULL = NetifStatus.OKAY, NetifStatus.ERROR, NetifStatus.NULL
@@ -296,3 +297,59 @@ def test_frames_from_elsewhere_in_the_bridge_come_with_what_is_known_of_them() -
         front.send(frame_of(80))
         assert [frame.size for frame in tape.frames] == [80]
         assert tape.flushed == 1
+
+
+def test_a_guest_alone_on_its_network_waits_for_a_wire_without_room_and_loses_nothing() -> None:
+    with host(patient=True) as world:
+        front, way = world.front(), Way()
+        wire = Wire(world.bridge, way)
+        way.waiting = [STATION_A + STATION_B + b"\x88\xb5" + bytes(50)]
+        assert way.readable is not None
+        way.readable()
+        way.is_open = False
+        assert front.send(frame_of(1000, 1)) == [OKAY]
+        assert front.send(frame_of(1000, 2)) == []
+        assert way.writable is not None
+        way.writable()
+        assert (way.sent, front.answers()) == ([], [])
+        way.is_open = True
+        way.writable()
+        world.run()
+        assert [status for _, status in front.answers()] == [OKAY]
+        assert way.sent == [frame_of(1000, 1), frame_of(1000, 2)]
+        assert way.writable is None
+        wire.close()
+
+
+def test_a_wire_waits_for_the_guest_that_is_alone_on_its_network() -> None:
+    with host(patient=True) as world:
+        front, way = world.front(supply=0), Way()
+        wire = Wire(world.bridge, way)
+        frames = [front.mac + STATION_B + b"\x88\xb5" + bytes([number] * 50) for number in range(3)]
+        way.waiting = list(frames)
+        assert way.readable is not None
+        way.readable()
+        assert way.waiting == frames[1:]
+        assert way.readable is None
+        front.supply(8)
+        world.run()
+        assert way.readable is not None
+        way.readable()
+        assert [each.data for each in front.received()] == frames
+        wire.close()
+
+
+def test_on_a_shared_network_a_wire_without_room_keeps_a_bounded_amount_and_stops_nobody() -> None:
+    with host() as world:
+        front, way = world.front(), Way()
+        wire = Wire(world.bridge, way)
+        way.is_open = False
+        for number in range(40):
+            assert set(front.send(BROADCAST + frame_of(60000, number)[6:])) == {OKAY}
+        kept = WAITING_BYTES // 60000
+        assert wire.dropped == 40 - kept
+        way.is_open = True
+        assert way.writable is not None
+        way.writable()
+        assert way.sent == [BROADCAST + frame_of(60000, number)[6:] for number in range(kept)]
+        wire.close()

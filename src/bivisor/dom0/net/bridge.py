@@ -2,6 +2,9 @@
 
 What the toolstack says of a port (the address of its interface) cannot be taken over by another; addresses beyond
 those are learned, so many for a port, and forgotten when they have been silent for five minutes.
+
+The network of a single guest may be `patient`: who sends to a port that has no room now waits for it, and nothing is
+lost. On one that guests share, a guest that takes nothing would stop the others.
 """
 
 from __future__ import annotations
@@ -21,11 +24,18 @@ _RESERVED = bytes.fromhex("0180c20000")  # and one byte below 0x10: for bridges 
 class Port(Protocol):
     """What takes frames at the end of a bridge. Nothing here blocks or raises for what is in a frame."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether frames wait in it for room. When none does any more it calls `Bridge.relieved`."""
+
     def deliver(self, frame: Frame) -> None:
         """Take a frame or drop it; its bytes are good only until this returns."""
 
     def flush(self) -> None:
         """The frames that were delivered were all for now: tell whoever waits for them."""
+
+    def resume(self) -> None:
+        """The bridge takes frames again. It may be called from within anything: go on later."""
 
 
 class _Learned:
@@ -39,9 +49,11 @@ class _Learned:
 class Bridge:
     """The bridge called `name`. Everything is called with the loop's lock held."""
 
-    def __init__(self, name: str, clock: Clock) -> None:
+    def __init__(self, name: str, clock: Clock, *, patient: bool = False) -> None:
         self.name = name
         self._clock = clock
+        self._patient = patient
+        self._full: set[Port] = set()
         self._ports: dict[Port, bytes | None] = {}
         self._fixed: dict[bytes, Port] = {}
         self._learned: dict[bytes, _Learned] = {}
@@ -52,6 +64,18 @@ class Bridge:
     def ports(self) -> tuple[Port, ...]:
         """What is plugged in."""
         return tuple(self._ports)
+
+    def is_full(self, source: Port) -> bool:
+        """Whether `source` should keep its frames if it can, until `Port.resume`: another port has no room."""
+        full = self._full
+        return bool(full) and full != {source}
+
+    def relieved(self, port: Port) -> None:
+        """What waited in `port` has found room."""
+        if port in self._full:
+            self._full.discard(port)
+            for each in tuple(self._ports):
+                each.resume()
 
     def attach(self, port: Port, mac: bytes | None = None) -> None:
         """Plug `port` in. Frames for `mac` go to it and to no other, as long as it is there."""
@@ -70,6 +94,7 @@ class Bridge:
         self._delivered.pop(port, None)
         self._learned = {mac: entry for mac, entry in self._learned.items() if entry.port is not port}
         self._fix()
+        self.relieved(port)
 
     def _fix(self) -> None:
         """Of two ports with the same address the first that came has it."""
@@ -89,6 +114,8 @@ class Bridge:
                 if port is not source:
                     self._delivered[port] = None
                     port.deliver(frame)
+                    if self._patient and port.busy:
+                        self._full.add(port)
                 return
         for port in tuple(self._ports):
             if port is not source:

@@ -123,10 +123,20 @@ class Netback:
             if self._queues:  # a piece may show that they are broken
                 self._choose(piece).deliver(piece)
 
+    @property
+    def busy(self) -> bool:
+        """See `bridge.Port.busy`."""
+        return any(queue.waits for queue in self._queues)
+
     def flush(self) -> None:
         """See `bridge.Port.flush`."""
         for queue in self._queues:
             queue.flush()
+
+    def resume(self) -> None:
+        """See `bridge.Port.resume`."""
+        for queue in self._queues:
+            queue.resume()
 
     def _choose(self, frame: Frame) -> Queue:
         """The queue for a frame: always the same for the same flow, or its packets would overtake each other."""
@@ -150,6 +160,16 @@ class Netback:
         """See `queue.Interface.forwarded`."""
         if self._bridge is not None:
             self._bridge.flush()
+
+    @property
+    def held_up(self) -> bool:
+        """See `queue.Interface.held_up`."""
+        return self._bridge is not None and self._bridge.is_full(self)
+
+    def relieved(self) -> None:
+        """See `queue.Interface.relieved`."""
+        if self._bridge is not None and not self.busy:
+            self._bridge.relieved(self)
 
     def broken(self, error: RingError) -> None:
         """See `queue.Interface.broken`."""

@@ -31,6 +31,13 @@ class Interface(Protocol):
     def forwarded(self) -> None:
         """That were all frames for now."""
 
+    @property
+    def held_up(self) -> bool:
+        """Whether to wait with frames: `Queue.resume` says for how long."""
+
+    def relieved(self) -> None:
+        """Nothing waits for the front-end any more."""
+
     def broken(self, error: RingError) -> None:
         """The front-end broke a ring: `close` is called before this returns."""
 
@@ -45,7 +52,7 @@ class Queue:
         self._ports: list[int] = []
         self._transmit: Transmit | None = None
         self._receive: Receive | None = None
-        self._scheduled = False
+        self._scheduled = self._held_up = False
         self._site: Site | None = None
         self.watch: WatchedFrames | None = None
         """Somebody listens."""
@@ -99,6 +106,17 @@ class Queue:
             except RingError as error:
                 self._vif.broken(error)
 
+    @property
+    def waits(self) -> bool:
+        """Whether frames wait for the front-end."""
+        return self._receive is not None and self._receive.queued > 0
+
+    def resume(self) -> None:
+        """Go on with what was held up."""
+        if self._held_up:
+            self._held_up = False
+            self._schedule()
+
     def flush(self) -> None:
         """Make known what was delivered."""
         if self._receive is not None and self._receive.push():
@@ -111,16 +129,22 @@ class Queue:
     def _supplied(self) -> None:
         """There may be new pages for frames."""
         if self._receive is not None:
+            waited = self.waits
             try:
                 self._receive.serve()
             except RingError as error:
                 self._vif.broken(error)
             self.flush()
+            if waited and not self.waits:
+                self._vif.relieved()
 
     def _serve(self) -> None:
         """There may be frames to forward."""
         self._scheduled = False
         if self._transmit is None:
+            return
+        if self._vif.held_up:
+            self._held_up = True
             return
         try:
             more = self._transmit.serve()
@@ -133,7 +157,11 @@ class Queue:
             return
         if self._transmit.push():
             self._control.notify(self._ports[0])
-        if more and not self._scheduled:
+        if more:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
             self._scheduled = True
             self._control.loop.call_soon(self._serve)
 

@@ -6,6 +6,8 @@ The toolstack opens it (`platform.virtio.net.NetBackend`). Where it carries a vi
 
 from __future__ import annotations
 
+from collections import deque
+
 from bivisor.abi import virtio as abi
 from bivisor.abi.virtio import NET_HDR, bit
 from bivisor.abi.xen.netif import XEN_NETIF_GSO_TYPE_NONE, XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
@@ -16,6 +18,9 @@ from bivisor.platform.virtio.checksum import complete_checksum
 from bivisor.platform.virtio.net import FRAME_MAX, NetBackend
 
 TURN_FRAMES = 64
+WAITING_BYTES = 2 << 20
+"""What may wait until the wire has room."""
+
 _ROOM = NET_HDR.size + FRAME_MAX
 _PLAIN = bytes(NET_HDR.size)
 
@@ -39,6 +44,8 @@ class Wire:
         self._takes = _TAKES if backend.has_header else Takes()
         self._buffer = memoryview(bytearray(_ROOM))
         self._frame = self._buffer if backend.has_header else self._buffer[NET_HDR.size :]
+        self._waiting: deque[bytes] = deque()
+        self._held = 0
         self.sent = self.received = self.dropped = 0
         self.ended = False
         if backend.has_header:
@@ -49,36 +56,66 @@ class Wire:
     # From the bridge
 
     def deliver(self, frame: Frame) -> None:
-        """See `bridge.Port.deliver`. What the wire has no room for now is lost, as on any wire."""
-        pieces = adapt(frame, self._takes)
+        """See `bridge.Port.deliver`. What the wire has no room for waits, as far as that is not too much."""
+        pieces = () if self.ended else adapt(frame, self._takes)
         if not pieces:
             self.dropped += 1
         for part in pieces:
             views = (memoryview(_header(part)), *part.parts) if self._has_header else part.parts
-            if self._backend.send(views):
+            if not self._waiting and self._backend.send(views):
                 self.sent += 1
-            else:
+            elif self._held + part.size > WAITING_BYTES:
                 self.dropped += 1
+            else:
+                self._keep(b"".join(views))
+
+    def _keep(self, packet: bytes) -> None:
+        self._waiting.append(packet)
+        self._held += len(packet)
+        self._watch()
+
+    @property
+    def busy(self) -> bool:
+        """See `bridge.Port.busy`."""
+        return bool(self._waiting)
 
     def flush(self) -> None:
         """See `bridge.Port.flush`: everything has been sent."""
+
+    def resume(self) -> None:
+        """See `bridge.Port.resume`."""
+        self._watch()
+
+    def _drain(self) -> None:
+        """The wire has room again."""
+        waiting = self._waiting
+        while waiting and self._backend.send((memoryview(waiting[0]),)):
+            self._held -= len(waiting.popleft())
+            self.sent += 1
+        if not waiting:
+            self._bridge.relieved(self)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Look for frames as far as the bridge takes them, and for room where frames wait for it."""
+        if not self.ended:
+            readable = None if self._bridge.is_full(self) else self._receive
+            self._backend.watch(readable, self._drain if self._waiting else None)
 
     # To the bridge
 
     def _receive(self) -> None:
         for _ in range(TURN_FRAMES):
-            if self.ended or not self._receive_one():
+            if self.ended or self._bridge.is_full(self) or not self._receive_one():
                 break
         self._bridge.flush()
-        if not self.ended:
-            self._backend.watch(self._receive, None)  # some wires hold frames that their descriptor does not show
+        self._watch()  # some wires hold frames that their descriptor does not show
 
     def _receive_one(self) -> bool:
         size = self._backend.receive((self._frame,))
         if size <= 0:
             if size < 0:
-                self.ended = True
-                self._backend.watch(None, None)
+                self._end()
             return False
         frame = self._take(size if self._has_header else size + NET_HDR.size)
         if frame is None:
@@ -123,9 +160,14 @@ class Wire:
 
     def close(self) -> None:
         """Unplug it from the bridge and look at it no more."""
-        self.ended = True
-        self._backend.watch(None, None)
+        self._end()
         self._bridge.detach(self)
+
+    def _end(self) -> None:
+        self.ended = True
+        self._waiting.clear()
+        self._backend.watch(None, None)
+        self._bridge.relieved(self)
 
 
 def _header(frame: Frame) -> bytes:
