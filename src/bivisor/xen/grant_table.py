@@ -138,6 +138,10 @@ class GrantTable:
         """The references that are mapped by somebody."""
         return tuple(self._active)
 
+    def mapped_frames(self) -> set[int]:
+        """The domain's frames that somebody has mapped."""
+        return {active.gfn for active in self._active.values()}
+
     def listing(self) -> dict[int, Active]:
         """The references that are mapped, and by whom and how often. For a person who looks; the lock held."""
         return dict(self._active)

@@ -16,6 +16,7 @@ from bivisor.abi.xen.xen import DOMID_SELF, Hypercall, MemoryOp
 from bivisor.boot.xenframes import DEVICES, SPARE, MachineFrames
 from bivisor.memory import PAGE
 from bivisor.xen.errors import XenError
+from bivisor.xen.grant_ops import map_grant_ref, unmap_grant_ref
 from bivisor.xen.hypervisor import Xen
 from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.frames import Frames
@@ -35,6 +36,11 @@ class Cpu:
 
 class Exchanger:
     """A PV guest with 48 frames of a machine of 64: tables in 1 to 4, and frame 20 at `ARGUMENT`."""
+
+    granter: Guest
+    """The guest itself."""
+    grantee: Guest
+    """One that it can grant frames to."""
 
     def __init__(self, xen: Xen, guest: Guest) -> None:
         self.domain = guest.domain
@@ -73,6 +79,7 @@ class Exchanger:
 def guest() -> Iterator[Exchanger]:
     with world() as (xen, guests):
         exchanger = Exchanger(xen, guests[2])
+        exchanger.granter, exchanger.grantee = guests[2], guests[1]
         yield exchanger
         assert exchanger.domain.pages == HOLE.start
         exchanger.frames.close()
@@ -100,6 +107,17 @@ def test_what_stands_before_the_first_wrong_frame_is_done_and_no_more(guest: Exc
         assert guest.frames.pages.has(32)
         assert guest.ask([found[0]], (1, 0), [7, 8]) == (0, 1, (30, 31))  # and back
     assert guest.ask([30, 30], (0, 1), [7])[:2] == (-Errno.EINVAL, 0)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_frame_that_another_has_mapped_is_refused_until_he_lets_go(guest: Exchanger, readonly: bool) -> None:
+    guest.granter.grant(8, guest.grantee, 33)
+    mapping = map_grant_ref(guest.grantee.domain, guest.domain.domid, 8, readonly=readonly)
+    assert guest.ask([30, 31, 32, 33], (0, 1), [7, 8])[:2] == (-Errno.EINVAL, 2)
+    assert guest.frames.pages.has(32) and guest.frames.pages.has(33)
+    assert guest.ask([33], (0, 0), [7])[0] == -Errno.EINVAL
+    unmap_grant_ref(guest.grantee.domain, mapping.handle)
+    assert guest.ask([32, 33], (0, 1), [7])[:2] == (0, 2)
 
 
 def test_the_machine_has_no_more_than_it_has(guest: Exchanger) -> None:

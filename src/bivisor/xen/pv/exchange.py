@@ -93,6 +93,8 @@ def _exchange_chunk(lists: _Lists, chunk: int) -> None:
     given = lists.given(chunk)
     if len(set(given)) != len(given) or not all(_is_idle(frames, mfn) for mfn in given):
         raise XenError(Errno.EINVAL)
+    if not call.domain.grants.mapped_frames().isdisjoint(given):
+        raise XenError(Errno.EINVAL)
     at, pfns = lists.places(chunk)
     found = find(frames, len(pfns), lists.wanted_order, lists.bits)
     call.write(at, struct.pack(f"<{len(found)}Q", *found))
