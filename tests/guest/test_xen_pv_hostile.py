@@ -10,7 +10,7 @@ import pytest
 
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.pv import MmuExt
-from bivisor.abi.xen.xen import DOMID_SELF, Hypercall, ShutdownReason, VersionOp
+from bivisor.abi.xen.xen import DOMID_SELF, Hypercall, ShutdownReason, VcpuOp, VersionOp
 from bivisor.toolstack.xenhost import XenHost
 
 from .pv_player import BASE, KERNEL, PATIENCE_S, SPARE, Player
@@ -78,6 +78,11 @@ def test_what_a_pv_kernel_may_not_do_gets_xens_errors(host: XenHost, tmp_path: P
     player.call(Hypercall.SET_TRAP_TABLE, player.argument(_TRAP.pack(14, 0, 0, 1 << 60)))
     expect(Errno.EINVAL)
     player.call(Hypercall.STACK_SWITCH, 0, 1 << 50)  # which would end it if it had a program to leave
+    expect(0)
+    for nowhere in (0x1234_5000, 1 << 50, 1 << 63):  # where a timer's time should be, which a stub may look for itself
+        player.call(Hypercall.VCPU_OP, VcpuOp.SET_SINGLESHOT_TIMER, 0, nowhere)
+        expect(Errno.EFAULT)
+    player.call(Hypercall.VCPU_OP, VcpuOp.SET_SINGLESHOT_TIMER, 0, player.argument(struct.pack("<QI4x", 1 << 62, 0)))
     expect(0)
     player.call(99)
     expect(Errno.ENOSYS)

@@ -205,6 +205,7 @@ XEN_HVM_CONFIG_INTERCEPT_HCALL = 1 << 1
 STATS_TYPE_MASK = 0xF
 SYNC_X86_REGS = 1 << 0
 SYNC_X86_SREGS = 1 << 1
+SYNC_X86_EVENTS = 1 << 2
 
 
 class GuestDbg(IntFlag):
@@ -304,6 +305,7 @@ class Run:
     DIRTY_REGS = 296
     SYNC_REGS = 304
     SYNC_SREGS = 448
+    SYNC_EVENTS = 760
 
 
 # What stands at Run.EXIT for each reason.

@@ -96,7 +96,8 @@ class VcpuThread:
 
     def wake(self) -> None:
         """Have a processor that blocks or polls look for what it waits for."""
-        self._woken.set()
+        if not self._woken.is_set():  # who waits clears it first, and looks then
+            self._woken.set()
 
     def join(self) -> None:
         """Wait for the end of the thread, unless it is the caller's."""

@@ -1,7 +1,7 @@
 """A timer of the host's kernel that takes one thread out of the guest: no other thread has to run for it.
 
 timer_create(2) with SIGEV_THREAD_ID sends the signal of kicks to the thread. One that comes while the thread is not in
-the guest is lost, so it comes again every other millisecond until the timer is set anew or turned off.
+the guest is lost, so it comes again and again until the timer is set anew or turned off.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Alarm:
         self._timer = number.value
         self._value = ctypes.create_string_buffer(_ITIMERSPEC.size)
 
-    def set(self, after: int) -> None:
-        """Signal in `after` nanoseconds, which is not 0, and not when it was to before."""
-        _ITIMERSPEC.pack_into(self._value, 0, 0, _AGAIN_NS, *divmod(after, _SECOND))
+    def set(self, after: int, again: int = _AGAIN_NS) -> None:
+        """Signal in `after` nanoseconds, which is not 0, and every `again` from then on; not when it was to before."""
+        _ITIMERSPEC.pack_into(self._value, 0, *divmod(again, _SECOND), *divmod(after, _SECOND))
         _libc.syscall(_SETTIME, self._timer, 0, self._value, None)
 
     def off(self) -> None:

@@ -96,7 +96,7 @@ class RunArea:
     def live(self) -> LiveRegisters:
         """The registers, from the next exit on."""
         if self._live is None:
-            self._live = LiveRegisters(self.quads)
+            self._live = LiveRegisters(self.bytes, self.quads)
         return self._live
 
     def decode(self) -> Exit:

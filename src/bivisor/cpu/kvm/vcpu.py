@@ -108,6 +108,9 @@ class KvmVcpu:
             while True:
                 failed = enter()
                 if failed:
+                    if failed == -4 and self.on_signal is not None and not area.bytes[1]:  # EINTR, Run.IMMEDIATE_EXIT
+                        self.on_signal()
+                        continue
                     ended = self._after_failure(-failed)
                     if ended is None:
                         continue
@@ -147,8 +150,6 @@ class KvmVcpu:
         match error:
             case errno.EINTR:
                 if not self._area.bytes[Run.IMMEDIATE_EXIT]:
-                    if self.on_signal is not None:
-                        self.on_signal()
                     return None  # some other signal; its handler has run by now
                 self._area.bytes[Run.IMMEDIATE_EXIT] = 0
                 self._counts[ExitReason.INTR] += 1

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Final
 
 from bivisor.abi.x86 import Pte
 from bivisor.abi.xen import pv as abi
 from bivisor.memory import PAGE
 from bivisor.xen.pv.ring3 import hidden as h
-from bivisor.xen.pv.ring3.stub import EVENT, SYSCALL
+from bivisor.xen.pv.ring3.stub import EVENT, GUEST_CS, GUEST_SS, PLAIN, SYSCALL
 
 _MODE, _WORK, _BOUNCE = 0, 1, 2
 _OTHER: Final = 2
 _ONE: Final = 2
 _INFO, _KSP, _KROOT, _UROOT, _ROOT = 1, 2, 3, 4, 5  # in quads
+_INDEX: Final = 4
+_EARLIEST: Final = 56
+NEVER: Final = (1 << 63) - 1
+"""A deadline that there is not."""
 _HANDLERS: Final = PAGE // 8
 _FLAGS: Final = 0x1820
 _STORES: Final = 0x2000 // 8
@@ -39,6 +44,9 @@ class Block:
         self.frame = hidden.view[at - 64 : at].cast("Q")
         """What the stub has on its stack: RCX, R11, error code, RIP, CS, RFLAGS, RSP, SS."""
         self.second = hidden.view[at + h.SECOND - 64 : at + h.SECOND].cast("Q")
+        self.times = self.bytes[_EARLIEST : _EARLIEST + 16].cast("q")
+        """Of its timer: to when the guest may set it without leaving the hypervisor's part, and when it is to ring."""
+        self.times[0] = self.times[1] = NEVER
         self.stores: dict[int, int] = {}
         """What the stub is to store: linear addresses of page-table entries, and their values."""
         self.retired: set[int] = set()
@@ -48,6 +56,7 @@ class Block:
         for number in range(258):
             self._handler(number, 0, 0)
         self.bytes[_MODE] = 1
+        self.bytes[_INDEX : _INDEX + 4] = index.to_bytes(4, "little")
 
     @property
     def in_kernel(self) -> bool:
@@ -122,6 +131,10 @@ class Block:
         frame[1], frame[2] = frame[0], frame[1]
         self.bytes[_BOUNCE] = _OTHER
 
+    def give_back(self, rip: int, rsp: int) -> None:
+        """Make the frame of a return to the kernel."""
+        self.frame[3:] = array("Q", (rip, GUEST_CS, PLAIN, rsp, GUEST_SS))
+
     @property
     def fits(self) -> bool:
         """Whether there is room for what the stub is to do."""
@@ -161,5 +174,5 @@ class Block:
 
     def close(self) -> None:
         """Let go of the memory."""
-        for view in (self.frame, self.second, self.quads, self.bytes):
+        for view in (self.times, self.frame, self.second, self.quads, self.bytes):
             view.release()

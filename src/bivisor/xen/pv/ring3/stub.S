@@ -21,12 +21,15 @@
                                                 # error code if this has none, and the other way round
         .set OTHER,     2
         .set ONE,       2
+        .set INDEX,     4                       # u32: the number of the processor
         .set INFO,      8                       # where struct vcpu_info is
         .set KSP,       16                      # the kernel's stack, for entries from programs
         .set KROOT,      24
         .set UROOT,      32
         .set ROOT,      40                      # what WORK is to load, 0 for nothing
         .set SAVED_RSP, 48
+        .set EARLIEST,  56                      # s64, system time: a timer set for then or later need not come out
+        .set DEADLINE,  64                      # s64: to when it was set
         .set HANDLERS,  0x1000                  # u64[258]
         .set FLAGS,     0x1820                  # u8[258]: 4 where it wants events masked
         .set STORES,    0x2000                  # {u64 address, u64 value}, up to an address of 0; then addresses of
@@ -51,12 +54,17 @@ start:
         .set vector, 0                          # 256 entries of 16 bytes
         .rept 256
         .balign 16, 0xcc
-        .if vector != 3
+        .if vector == 3
+        jmp     breakpoint
+        .elseif vector == 0xf0
+        push    r11
+        push    rcx
+        jmp     upcall
+        .else
         push    r11
         mov     r11d, vector
         .endif
-        .if vector == 3
-        jmp     breakpoint
+        .if vector == 3 || vector == 0xf0
         .elseif vector == 10 || vector == 11 || vector == 12 || vector == 13 || vector == 17 || vector == 21
         jmp     host_first_second
         .elseif vector == 14
@@ -65,8 +73,6 @@ start:
         jmp     crash
         .elseif vector == 1 || vector == 6 || vector == 7
         jmp     host_first
-        .elseif vector == 0xf0
-        jmp     upcall
         .else
         jmp     without_error
         .endif
@@ -76,7 +82,8 @@ start:
         .balign 64, 0xcc
 entries:                                        # offsets that stub.py's user reads
         .long   system_call - start, iretq_ - start, without - start, native - start, native_end - start
-        .skip   128                             # so that each entry has a jump of the same size
+        .long   timeout - start, give_back - start
+        .skip   120                             # so that each entry has a jump of the same size
 
 # \n qwords are on the stack, T is \n * 8 above. The frame goes to the kernel's stack, and the kernel to its handler.
         .macro bounce n, cs
@@ -193,7 +200,9 @@ host_with:
         cmp     byte ptr [rsp + 64 + WORK], 0
         je      1f
         work    8
-1:      pop     rcx
+1:
+give_back:
+        pop     rcx
         pop     r11
         add     rsp, 8
         iretq
@@ -213,6 +222,9 @@ system_call:
         je      program
         cmp     eax, 23
         je      iret_
+        cmp     eax, 24
+        je      vcpu_op
+come_out:
         out     CALL_PORT, al
         cmp     byte ptr [rsp + 40 + WORK], 0
         jne     called_with_work
@@ -259,56 +271,96 @@ program:
         mov     r11d, SYSCALL
         jmp     without
 
+# VCPUOP_set_singleshot_timer of the processor itself, to a time at which the host looks anyway: RDX leads to the time.
+# A fault there is the host's, which finds the kernel's stack in RAX, and goes on at give_back.
+vcpu_op:
+        cmp     edi, 8
+        jne     come_out
+        cmp     esi, [rsp + 40 + INDEX]
+        jne     come_out
+        mov     rax, [rsp + 24]
+timeout:
+        mov     r11, [rdx]
+        cmp     r11, [rsp + 40 + EARLIEST]
+        jl      1f
+        mov     [rsp + 40 + DEADLINE], r11
+        mov     rsp, rax
+        xor     eax, eax
+        mov     r11d, PLAIN
+        sysretq
+1:      mov     eax, 24
+        jmp     come_out
+
 # HYPERVISOR_iret. On the guest's stack: RAX, R11, RCX, flags, RIP, CS, RFLAGS, RSP, SS (struct iret_context).
 iret_:  mov     rax, [rsp + 24]
-        mov     r11, [rsp + 40 + INFO]
-        mov     rcx, [rax + 48]
-        test    ch, 2
-        setz    byte ptr [r11 + INFO_MASK]
-        and     ecx, 0x240dd5                   # without IOPL, NT, VM, RF
-        or      ecx, 0x202
-        mov     [rsp + 16], rcx
-        mov     rcx, [rax + 32]
-        mov     [rsp], rcx
-        mov     rcx, [rax + 56]
-        mov     [rsp + 24], rcx
-        mov     rcx, [rax + 64]
-        or      ecx, 3
-        mov     [rsp + 32], rcx
+        add     rsp, 40
+        push    [rax + 64]
+        push    [rax + 56]
+        push    [rax + 48]
         mov     ecx, [rax + 40]
+        push    rcx
+        push    [rax + 32]
+        mov     r11, [rsp + 40 + INFO]
+        test    byte ptr [rsp + 17], 2
+        setz    byte ptr [r11 + INFO_MASK]
+        or      byte ptr [rsp + 32], 3
+        and     qword ptr [rsp + 16], 0x240dd5  # without IOPL, NT, VM, RF
+        or      dword ptr [rsp + 16], PLAIN
+        cmp     word ptr [r11], 1
+        je      event_before_return
+        mov     r11, [rax + 8]
         test    cl, 3
         jz      1f
-        cmp     qword ptr [rsp + 40 + UROOT], 0
-        je      crash
-        mov     [rsp + 8], rcx
-        mov     rcx, [rax + 16]
-        mov     r11, [rax + 8]
-        push    [rax]
-        mov     rax, [rsp + 48 + UROOT]
-        mov     cr3, rax
-        pop     rax
+        push    [rax + 16]
+        mov     rcx, [rsp + 48 + UROOT]
+        mov     rax, [rax]
+        jrcxz   2f
+        mov     cr3, rcx
         swapgs
-        mov     byte ptr [rsp + 40 + MODE], 0
-        jmp     2f
+        mov     byte ptr [rsp + 48 + MODE], 0
+        pop     rcx
+iretq_: iretq
 1:      mov     qword ptr [rsp + 8], GUEST_CS
         mov     rcx, [rax + 16]
-        mov     r11, [rax + 8]
         mov     rax, [rax]
-2:      push    rcx
-        mov     rcx, [rsp + 48 + INFO]
-        cmp     word ptr [rcx], 1
-        pop     rcx
-        je      event
-iretq_: iretq
+        jmp     iretq_
+2:      jmp     crash
+
+event_before_return:
+        push    [rax + 8]
+        push    [rax + 16]
+        mov     rax, [rax]
+        test    cl, 3
+        jnz     upcall_of_program
+        mov     qword ptr [rsp + 24], GUEST_CS
+        jmp     upcall_of_kernel
 
 # An event: an interrupt of the host's, which comes at CPL 3 only.
         .balign 16, 0xcc
-upcall: push    rcx
-        mov     rcx, [rsp + 56 + INFO]
-        mov     r11d, EVENT
+upcall: mov     rcx, [rsp + 56 + INFO]
         cmp     word ptr [rcx], 1
-        je      without
-        pop     rcx
+        jne     1f
+        cmp     byte ptr [rsp + 56 + MODE], 0
+        jne     upcall_of_kernel
+        swapgs
+        mov     r11, [rsp + 56 + KROOT]
+        mov     cr3, r11
+        mov     byte ptr [rsp + 56 + MODE], 1
+upcall_of_program:                              # of what was to be returned to, or has just been left
+        mov     rcx, [rsp + 56 + INFO]
+        mov     byte ptr [rcx + INFO_MASK], 1
+        mov     r11, [rsp + 56 + KSP]
+        .irp at, 56, 48, 40, 32, 24, 16, 8
+        pop     [r11 - \at]
+        .endr
+        mov     rcx, [rsp + 8 * EVENT + HANDLERS]
+        lea     rsp, [r11 - 56]
+        mov     r11d, PLAIN
+        sysretq
+upcall_of_kernel:
+        mov     r11d, EVENT
+        jmp     without
+1:      pop     rcx
         pop     r11
         iretq
 

@@ -11,7 +11,6 @@ from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, ShutdownReason
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Exit, Hypercall, InterruptWindow
-from bivisor.cpu.kvm.alarm import Alarm
 from bivisor.errors import EngineError
 from bivisor.memory import PAGE
 from bivisor.xen.call import Preempted
@@ -29,6 +28,7 @@ from bivisor.xen.pv.ring3.stub import (
     TRAP_PORT,
     UPCALL_VECTOR,
 )
+from bivisor.xen.pv.ring3.timer import OneShot
 from bivisor.xen.pv.table import TABLE, step
 from bivisor.xen.vcpu_thread import VcpuThread
 from bivisor.xen.watched import watch_hypercalls
@@ -45,11 +45,11 @@ _RIP: Final = 16
 _CODE_SIZE: Final = 2 * PAGE
 _BASES: Final = (Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE)
 _BS: Final = 1 << 14
-_FRAME_RFLAGS: Final = 5
+_FRAME_RIP, _FRAME_CS, _FRAME_RFLAGS = 3, 4, 5
 _IN_IDT: Final = 2  # in the error code of #GP
 _DR6: Final = 6
+_TIMEOUT: Final = h.STUB + ENTRIES.timeout
 _GLANCE_S: Final = 0.00005
-_LONGEST_NS: Final = 3_600_000_000_000
 _CR2: Final = 16  # in struct vcpu_info
 
 
@@ -75,18 +75,17 @@ class Ring3Thread(VcpuThread):
         self._exits.handlers[InterruptWindow] = self._window
         self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)
         self._lock = guest.xen.lock
-        self._sites.append(watch_hypercalls(self._pv_call, TABLE))
+        self._timer = OneShot(machine.private)
+        self._sites.append(watch_hypercalls(self._pv_call, TABLE, self._timer.listen))
         self._calls = 0
-        self._alarm: Alarm | None = None
-        self._due: int | None = None
-        """System time at which its timer rings, while the alarm is set for it."""
+        self._ident = 0
         self._aside = False
         """Whether the timer may be in the hands of another thread."""
         vcpu.on_signal = self._look_at_clock  # type: ignore[attr-defined]
         self.counts = dict.fromkeys(TABLE, 0)
 
     def hypercalls(self) -> dict[int, int]:
-        """How often each came here, which iret does not."""
+        """How often each came here, which iret does not, nor VCPUOP_set_singleshot_timer if it need not."""
         return {number: count for number, count in self.counts.items() if count}
 
     # ---------------------------------------------------------------- exits of the stub
@@ -98,8 +97,13 @@ class Ring3Thread(VcpuThread):
             self._call_()
         elif exit_ is TRAP:
             self._trap()
+        elif self._block.frame[_FRAME_RIP] == _TIMEOUT and not self._block.frame[_FRAME_CS] & 3:
+            self._info.info[VCPU_UPCALL_MASK] = self._block.frame[_FRAME_CS] >> 32 & 1
+            self._no_timeout(self._block.frame[0])
         else:
             self._no_way("no way into the kernel's handler")
+        if self._timer.is_set:
+            self._ring_if_due()
         return self._wish is None and self._domain.state is State.RUNNING and self.index in self._domain.online
 
     def _call_(self) -> None:
@@ -125,8 +129,6 @@ class Ring3Thread(VcpuThread):
         self.machine.settle_call()
         regs[0] = result & _MASK
         self._live.changed()
-        if self._due is not None:
-            self._ring_if_due()
         self._calls += 1
         if not self._calls & 63:
             self._guest.keep_time(self.tsc)
@@ -144,6 +146,14 @@ class Ring3Thread(VcpuThread):
                         self.machine.collect()
             except Preempted as again:
                 more = again
+
+    def _no_timeout(self, rip: int) -> None:
+        """The stub has looked for a timer's time where the guest has nothing, for a kernel that is to go on at `rip`
+        with -EFAULT. Its stack is in RAX."""
+        regs = self._registers
+        self._block.give_back(rip, regs[0])
+        regs[0], regs[_RIP] = -Errno.EFAULT & _MASK, h.STUB + ENTRIES.give_back
+        self._live.changed()
 
     def _no_way(self, why: str) -> None:
         text = f"d{self._domain.domid}v{self.index}: {why} (RIP {self._block.frame[3]:#x})\n"
@@ -172,6 +182,9 @@ class Ring3Thread(VcpuThread):
     def _fault_of_stub(self, vector: int, at_first: bool) -> None:
         """IRETQ may fault: the frame that it took is where it was, and the exception is that of whom it names."""
         second = self._block.second
+        if not at_first and second[_FRAME_RIP] == _TIMEOUT:
+            self._no_timeout(second[0])
+            return
         if at_first or second[3] != h.STUB + ENTRIES.iretq:
             self._no_way(f"exception {vector} where Xen's own frames are made")
             return
@@ -262,38 +275,34 @@ class Ring3Thread(VcpuThread):
 
     def set_timer(self, deadline: int | None) -> bool:
         """Ring at `deadline` (system time), or never. False from other threads than its own: somebody else has to."""
-        if threading.current_thread() is not self._thread:
+        if threading.get_ident() != self._ident:
             return False
         if self._aside:
             self._aside = False
             self._guest.set_timer_aside(self.index, None)
-        if deadline is not None:
-            if self._alarm is None:
-                self._alarm = Alarm()
-            after = deadline - self._xen.system_time()
-            self._alarm.set(min(max(after, 1), _LONGEST_NS))
-        self._due = deadline
+        if deadline is None:
+            self._timer.stop()
+        else:
+            self._timer.set(deadline, self._xen.system_time())
         return True
 
     def _ring_if_due(self) -> None:
-        if self._due is not None and self._xen.system_time() >= self._due:
-            self._due = None
+        if self._timer.is_due(self._xen.system_time()):
             self._guest.ring(self.index)
 
     def _look_at_clock(self) -> None:
         """The alarm has taken it out of the guest."""
         self.handling = True
-        if self._due is not None:
-            self.before_entry()
-        elif self._alarm is not None:
-            self._alarm.off()
+        if self._timer.alarmed(self._xen.system_time()):
+            self._guest.ring(self.index)
+        if self._waiting:
+            self._interrupt()
         self.handling = False
 
     def _set_aside(self) -> None:
         """Give its timer into the hands of a thread that does not wait."""
-        due, self._due = self._due, None
-        if due is not None and self._alarm is not None:
-            self._alarm.off()
+        due = self._timer.take()
+        if due is not None:
             self._guest.set_timer_aside(self.index, due)
             self._aside = True
 
@@ -307,26 +316,27 @@ class Ring3Thread(VcpuThread):
         super()._leave()
 
     def _main(self) -> None:
+        self._ident = threading.get_ident()
         try:
             super()._main()
         finally:
-            if self._alarm is not None:
-                self._alarm.close()
+            self._timer.close()
 
     # ---------------------------------------------------------------- events
 
     def event(self) -> None:
         """The guest has an event to see, if it does not see it by itself. From any thread."""
-        if threading.current_thread() is not self._thread:
+        if threading.get_ident() != self._ident:
             self.vcpu.kick()
 
     def hold(self) -> None:
         """Have the guest leave this processor, which forgets translations when it goes on. By another's thread, with
         the hypervisor's lock. Nothing to do where the kernel does so when the stub changes a page table."""
-        if self._guest.native and threading.current_thread() is not self._thread:
+        if self._guest.native and self.inside and threading.get_ident() != self._ident:
+            self.vcpu.kick()  # also where it is between two entries, and has looked whether there is something to do
             while self.inside and not self.handling:
-                self.vcpu.kick()
                 time.sleep(_GLANCE_S)
+                self.vcpu.kick()
 
     def _forget(self) -> None:
         """A change of CR4 makes KVM_SET_SREGS forget translations."""
@@ -340,24 +350,22 @@ class Ring3Thread(VcpuThread):
         """Interrupt the guest if it has an event to see."""
         if self.machine.cpu.flush and self._guest.native:
             self._forget()
-        if self._due is not None:
+        if self._timer.is_set:
             self._ring_if_due()
         if self._waiting:
-            view = self.vcpu.kernel_view  # type: ignore[attr-defined]
-            if view.ready_for_interrupt_injection and view.if_flag:
-                self._take()
-            else:
-                self.vcpu.request_interrupt_window()
+            self._interrupt()
 
     @property
     def _waiting(self) -> bool:
         info = self._info.info
         return self._has_nmi or bool(info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK])
 
-    def _take(self) -> None:
-        """Interrupt the guest, which can be: the stub looks for events again when the kernel has seen an NMI."""
-        self.vcpu.interrupt(Vector.NMI if self._has_nmi else UPCALL_VECTOR)
-        self._has_nmi = False
+    def _interrupt(self) -> None:
+        """Interrupt the guest as soon as can be: the stub looks for events again when the kernel has seen an NMI."""
+        if self._live.interrupt(Vector.NMI if self._has_nmi else UPCALL_VECTOR):
+            self._has_nmi = False
+        else:
+            self.vcpu.request_interrupt_window()
 
     def _deliver_nmi(self) -> None:
         """As an interrupt, which the stub never takes; the kernel has interrupts on always."""
@@ -367,5 +375,5 @@ class Ring3Thread(VcpuThread):
     def _window(self, _: Exit) -> bool:
         self.vcpu.request_interrupt_window(False)
         if self._waiting:
-            self._take()
+            self._interrupt()
         return True
