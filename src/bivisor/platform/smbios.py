@@ -55,4 +55,4 @@ def _processor(index: int, maker: str) -> bytes:
         "<BBBBQBBHHHBBHHHBBBBBBH",
         1, 3, 1, 2, 0, 3, 0, 0, 2000, 2000, 0x41, 1, 0xFFFF, 0xFFFF, 0xFFFF, 0, 0, 0, 1, 1, 1, 4,
     )  # fmt: skip
-    return _structure(4, 0x400 + index, body, f"CPU {index}", maker)
+    return _structure(4, 0x400 + index, body, f"CPU {index}", maker, KIND)
