@@ -121,6 +121,21 @@ def test_what_kernels_do_most_is_done_natively() -> None:
     assert native.update(entry, 45 << 12 | P) == 0
 
 
+@pytest.mark.parametrize("at", [8, PAGE - 16])
+def test_a_list_is_where_compilers_put_it(at: int) -> None:
+    native = Native()
+    assert native.call(Hypercall.MMU_UPDATE, struct.pack("<QQ", 4 << 12 | 16, 41 << 12 | P), 1, at) == 1
+    assert native.table.pages.words[4 << 9 | 2] == 41 << 12 | P
+
+
+def test_entries_get_bits_of_the_hypervisors_if_it_says_so() -> None:
+    native = Native()
+    native.state.values[fast.EXTRA] = US
+    for value, wanted in ((41 << 12 | P | RW, 41 << 12 | P | RW | US), (0, 0), (42 << 12, 42 << 12)):
+        assert native.update(4 << 12 | 16, value) == 1
+        assert native.table.pages.words[4 << 9 | 2] == wanted
+
+
 def test_a_change_of_address_space_counts_as_the_slow_way_does() -> None:
     native = Native()
     count, values = native.table.pages.count, native.state.values
@@ -141,8 +156,18 @@ def test_a_change_of_address_space_counts_as_the_slow_way_does() -> None:
 
 @pytest.mark.parametrize(
     ("register", "value"),
-    [(0, 99), (2, 0x1000), (6, 2), (7, 0x5000), (7, 1 << 60), (7, 0x1008), (10, 0), (10, 7)],
-    ids=["another number", "done wanted", "two", "no list", "not canonical", "not aligned", "dom0", "another"],
+    [(0, 99), (2, 0x1000), (6, 2), (7, 0x5000), (7, 1 << 60), (7, 0x1004), (7, 0x1FF8), (10, 0), (10, 7)],
+    ids=[
+        "another number",
+        "done wanted",
+        "two",
+        "no list",
+        "not canonical",
+        "not aligned",
+        "two pages",
+        "dom0",
+        "another",
+    ],
 )
 def test_what_is_not_plain_is_left_to_python(register: int, value: int) -> None:
     native = Native()

@@ -24,6 +24,7 @@
         .set S_INFO,    48                      # struct vcpu_info
         .set S_UPDATES, 56                      # how often each of the two was done here
         .set S_SWITCHES, 64
+        .set S_EXTRA,   72                      # bits that each present entry has whatever the guest says
 
         .set MMU_UPDATE, 1
         .set MMUEXT_OP, 26
@@ -61,8 +62,12 @@ slow:   xor     eax, eax
 update: cmp     qword ptr [rdi + R_RSI], 1
         jne     slow
         mov     r8, [rdi + R_RDI]
-        test    r8b, 15
+        test    r8b, 7
         jnz     slow
+        mov     eax, r8d
+        and     eax, 4095
+        cmp     eax, 4096 - 16
+        ja      slow
         call    walk
         test    rax, rax
         jz      slow
@@ -88,6 +93,7 @@ update: cmp     qword ptr [rdi + R_RSI], 1
         or      r10, rcx
 1:      test    r10b, 1
         jz      store
+        or      r10, [rsi + S_EXTRA]
         movabs  rcx, FORBIDDEN
         test    r10, rcx
         jnz     slow

@@ -22,6 +22,7 @@ _BATCH = 512
 
 _SOME = frozenset((MmuExt.TLB_FLUSH_MULTI, MmuExt.INVLPG_MULTI))
 _COUNT = struct.Struct("<I")
+_IN_PAGE = PAGE - 1
 _UPDATE, _SIZE = abi.MMU_UPDATE.unpack_from, abi.MMU_UPDATE.size
 
 
@@ -39,7 +40,8 @@ def _own_tables(call: PvCall, domains: int) -> None:
 
 def mmu_update(call: PvCall, list_: int, count: int, done_at: int = 0, domains: int = DOMID_SELF, *_: int) -> int:
     """HYPERVISOR_mmu_update(list, count, done, domains): stops at the first that is wrong."""
-    if count == 1 and not done_at and domains == DOMID_SELF and list_ & 15 == 0:  # what kernels do most of the time
+    if count == 1 and not done_at and domains == DOMID_SELF and list_ & _IN_PAGE <= PAGE - _SIZE and not list_ & 7:
+        # what kernels do most of the time
         machine = call.machine
         pages = machine.pages
         at = pages.translate(machine.root, list_)
