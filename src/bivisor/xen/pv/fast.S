@@ -82,9 +82,10 @@ update: cmp     qword ptr [rdi + R_RSI], 1
         cmp     rcx, [rsi + S_FRAMES]
         jae     slow
         mov     rdx, [rsi + S_KIND]
-        cmp     byte ptr [rdx + rcx], L1
-        jne     slow
+        movzx   ecx, byte ptr [rdx + rcx]
         add     r9, [rsi + S_WORDS]
+        cmp     ecx, L1
+        jne     upper
         mov     rax, [r9]
         test    r11b, 2                         # MMU_PT_UPDATE_PRESERVE_AD
         jz      1f
@@ -141,6 +142,17 @@ done:   inc     qword ptr [rsi + S_UPDATES]
         mov     qword ptr [rdi + R_RAX], 0
         mov     eax, 1
         ret
+
+upper:  cmp     ecx, L1                         # of a table above: what leads nowhere and goes on to do so
+        jb      slow
+        cmp     ecx, L4
+        jae     slow
+        mov     rax, [r9]
+        or      eax, r10d
+        or      eax, r11d
+        test    al, 3                           # present, writable, or MMU_PT_UPDATE_PRESERVE_AD
+        jz      plain
+        jmp     slow
 
 switch: cmp     qword ptr [rdi + R_RSI], 2
         jne     slow

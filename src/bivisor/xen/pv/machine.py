@@ -45,9 +45,12 @@ class PvMachine:
         self.cr4 = CR4
         self.task_switched = False
         self._cpuid = CpuidTable(cpuid)
-        self.fast = FastState(self.pages)
+        self.fast = self._fast_state()
         self._state = self.fast.values
         frames.machines.append(self)
+
+    def _fast_state(self) -> FastState:
+        return FastState(self.pages)
 
     @property
     def root(self) -> int:

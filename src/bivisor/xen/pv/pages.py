@@ -56,7 +56,7 @@ class Pages:
     ) -> None:
         self.words = words
         self.frames = len(words) // 512
-        self.kind = bytearray(self.frames)
+        self.kind: bytearray | memoryview = bytearray(self.frames)
         self.count = memoryview(bytearray(4 * self.frames)).cast("I")
         self.pinned: set[int] = set()
         self._absent = absent

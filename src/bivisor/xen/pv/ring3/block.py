@@ -11,7 +11,7 @@ from bivisor.memory import PAGE
 from bivisor.xen.pv.ring3 import hidden as h
 from bivisor.xen.pv.ring3.stub import EVENT, GUEST_CS, GUEST_SS, PLAIN, SYSCALL
 
-_MODE, _WORK, _BOUNCE = 0, 1, 2
+_MODE, _WORK, _BOUNCE, _NEAR = 0, 1, 2, 3
 _OTHER: Final = 2
 _ONE: Final = 2
 _INFO, _KSP, _KROOT, _UROOT, _ROOT = 1, 2, 3, 4, 5  # in quads
@@ -23,6 +23,7 @@ _HANDLERS: Final = PAGE // 8
 _FLAGS: Final = 0x1820
 _STORES: Final = 0x2000 // 8
 _ROOM: Final = (h.TSS - h.STORES) * PAGE // 8 - 2
+_STATE: Final = slice(128 // 8, 256 // 8)
 _RO: Final = int(Pte.P | Pte.A | Pte.D)
 _RW: Final = _RO | int(Pte.RW)
 _NX: Final = int(Pte.XD)
@@ -47,6 +48,8 @@ class Block:
         self.times = self.bytes[_EARLIEST : _EARLIEST + 16].cast("q")
         """Of its timer: to when the guest may set it without leaving the hypervisor's part, and when it is to ring."""
         self.times[0] = self.times[1] = NEVER
+        self.near = self.quads[_STATE]
+        """What near.S and fast.S know of the processor."""
         self.stores: dict[int, int] = {}
         """What the stub is to store: linear addresses of page-table entries, and their values."""
         self.retired: set[int] = set()
@@ -94,6 +97,15 @@ class Block:
         """`struct vcpu_info` is at `gpa`."""
         self._map(h.INFO, gpa & -PAGE | _RW | _NX)
         self.quads[_INFO] = self.linear + h.INFO * PAGE + (gpa & PAGE - 1)
+
+    @property
+    def info(self) -> int:
+        """Where the stub has `struct vcpu_info`."""
+        return self.quads[_INFO]
+
+    def set_near(self, wanted: bool) -> None:
+        """Whether near.S may carry hypercalls out."""
+        self.bytes[_NEAR] = wanted
 
     def _map(self, page: int, entry: int) -> None:
         self._hidden.put(self._pages + 8 * page, entry)
@@ -174,5 +186,5 @@ class Block:
 
     def close(self) -> None:
         """Let go of the memory."""
-        for view in (self.times, self.frame, self.second, self.quads, self.bytes):
+        for view in (self.times, self.near, self.frame, self.second, self.quads, self.bytes):
             view.release()

@@ -100,6 +100,11 @@ class Ring3Guest(PvGuest):
             self.native = self._syscall_leads_to_cpl0(vcpu)
         vcpu.set_sregs(sregs)
         machine.is_shadowed = not self.native
+        if self.native:
+            self.private.use_near()
+        thread = self.threads[index]
+        assert isinstance(thread, Ring3Thread)
+        thread.allow_near()
         lstar = block.linear + h.NATIVE * PAGE if self.native else h.GATE
         vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: _FMASK if self.native else 0})
         regs.rflags = regs.rflags & _ARITHMETIC | Rflags.IF | Rflags.FIXED
@@ -168,6 +173,10 @@ class Ring3Guest(PvGuest):
     def close(self) -> None:
         """See `PvGuest.close`."""
         self.stop()
+        if hasattr(self, "frames"):
+            for machine in self.frames.machines:
+                assert isinstance(machine, Ring3Machine)
+                machine.let_go()
         for block in self.private.cpus:
             block.close()
         super().close()

@@ -1,9 +1,10 @@
 """The hypervisor's own part of the machine of a PV domain whose kernel runs at CPL 3: memory that no guest frame is.
 
 Level-4 slots 256 and 258 have the machine-to-physical table, which the guest may read, and one page that it may
-execute, where SYSCALL comes in on a processor that leaves it at CPL 3. Slot 257 is for CPL 0 alone: the code (stub.S),
-the interrupt descriptor table, a block of 2 MiB for each virtual processor, and a window on the domain's memory through
-which the stub stores to page tables. The frames lie beyond all that is the domain's.
+execute, where SYSCALL comes in on a processor that leaves it at CPL 3. Slot 257 is for CPL 0 alone: the code (stub.S,
+near.S), the interrupt descriptor table, a block of 2 MiB for each virtual processor, a window on the domain's memory
+through which the stub stores to page tables, and the types of its frames. The frames lie beyond all that is the
+domain's.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from bivisor.abi.x86 import Pte
+from bivisor.abi.x86 import Pte, Vector
 from bivisor.abi.xen import pv as abi
 from bivisor.memory import PAGE, MemoryRegion, Slot
-from bivisor.xen.pv.ring3.stub import CODE, ENTRIES, SECOND_STACK
+from bivisor.xen.pv.ring3 import near
+from bivisor.xen.pv.ring3.stub import CODE, ENTRIES, ENTRY_SIZE, SECOND_STACK
 
 if TYPE_CHECKING:
     from bivisor.xen.pv.ring3.block import Block
@@ -31,10 +33,14 @@ PROBED: Final = GATE + 48
 
 HIDDEN: Final = abi.HYPERVISOR_VIRT_START + _SLOT
 STUB: Final = HIDDEN
+NEAR: Final = HIDDEN + 2 * PAGE
 IDT: Final = HIDDEN + 8 * PAGE
 BLOCKS: Final = HIDDEN + (2 << 20)
 BLOCK: Final = 2 << 20
 WINDOW: Final = HIDDEN + (1 << 30)
+TYPES: Final = HIDDEN + (511 << 30)
+"""A byte for each frame of the domain (`Pages.kind`) and, at `COUNTS` from there, 32 bits (`Pages.count`)."""
+COUNTS: Final = 1 << 29
 
 GDT_LIMIT: Final = (abi.FIRST_RESERVED_GDT_PAGE + 1) * PAGE - 1
 CODE_SELECTOR, TASK = 0xE008, 0xE040
@@ -70,16 +76,19 @@ class Hidden:
 
     def __init__(self, frames: int, vcpus: int) -> None:
         m2p = -(-8 * frames // _LARGE) * _LARGE
-        self._next = m2p
+        kinds, counts = (-(-size // _LARGE) * _LARGE for size in (frames, 4 * frames))
+        self._next = types = m2p + kinds + counts
         blocks = vcpus * (len(_OWN) + 1)
         windows = -(-frames * PAGE // (1 << 30))
-        self.region = MemoryRegion(m2p + (32 + blocks + windows) * PAGE, "bivisor-xen-private")
+        self.region = MemoryRegion(types + (34 + blocks + windows) * PAGE, "bivisor-xen-private")
         self.slot = Slot(GPA, self.region.size, self.region)
         self.view = self.region.view
         self.m2p = self.view[: 8 * frames].cast("Q")
         self.view[: 8 * frames] = struct.pack(f"<{frames}Q", *range(frames))
         self.view[8 * frames : m2p] = b"\xff" * (m2p - 8 * frames)
         self.m2p_start, self.m2p_end = M2P, M2P + m2p
+        self.kind = self.view[m2p : m2p + frames]
+        self.count = self.view[m2p + kinds : m2p + kinds + 4 * frames].cast("I")
         self.zero = self._page()
         slot = self._map_m2p(m2p)
         self.cpus: list[Block] = []
@@ -87,7 +96,9 @@ class Hidden:
         """Of each processor: where its table of level 1 is in `view`."""
         self.own: list[int] = []
         """Of each processor: where its page `OWN_GDT` is in `view`; those up to `INFO` follow."""
-        self.slots: tuple[int, ...] = (slot, self._map_hidden(vcpus, windows), slot)
+        level3 = self._map_hidden(vcpus, windows)
+        self._map_types(level3, m2p, m2p + kinds, types)
+        self.slots: tuple[int, ...] = (slot, GPA + level3 | _TABLE, slot)
         """What entries 256 to 258 of each level-4 table are."""
 
     def _page(self, count: int = 1) -> int:
@@ -115,13 +126,16 @@ class Hidden:
         level3, level2, level1 = (self._page() for _ in range(3))
         self.put(level3, GPA + level2 | _TABLE)
         self.put(level2, GPA + level1 | _TABLE)
-        code, idt = self._page(2), self._page()
-        for page in range(2):
+        code, idt = self._page(3), self._page()
+        for page in range(3):
             self.put(level1 + 8 * page, GPA + code + page * PAGE | _RO)
+        own = near.code(STUB)
+        self.view[code + NEAR - STUB : code + NEAR - STUB + len(own)] = own
         self.put(level1 + 8 * ((IDT - HIDDEN) // PAGE), GPA + idt | _RO | _NX)
         self.view[code : code + len(CODE)] = CODE
+        self._idt = idt
         for vector in range(256):
-            self._gate(idt, vector)
+            self._gate(vector, STUB + ENTRY_SIZE * vector)
         for vcpu in range(vcpus):
             self._map_block(level2 + 8 * (1 + vcpu), BLOCKS + vcpu * BLOCK)
         for gib in range(windows):
@@ -129,14 +143,24 @@ class Hidden:
             self.put(level3 + 8 * (1 + gib), GPA + window | _TABLE)
             for piece in range(512):
                 self.put(window + 8 * piece, gib << 30 | piece * _LARGE | _RW | _PS | _NX)
-        return GPA + level3 | _TABLE
+        return level3
 
-    def _gate(self, idt: int, vector: int) -> None:
-        target = STUB + 16 * vector
+    def _map_types(self, level3: int, kinds: int, counts: int, end: int) -> None:
+        level2 = self._page()
+        self.put(level3 + 8 * ((TYPES - HIDDEN) >> 30), GPA + level2 | _TABLE)
+        for linear, first, behind in ((0, kinds, counts), (COUNTS, counts, end)):
+            for at in range(0, behind - first, _LARGE):
+                self.put(level2 + 8 * ((linear + at) // _LARGE), GPA + first + at | _RW | _PS | _NX)
+
+    def use_near(self) -> None:
+        """CPL 0 runs at the processor's speed."""
+        self._gate(Vector.GP, NEAR + near.PROTECTION)
+
+    def _gate(self, vector: int, target: int) -> None:
         stack = 2 if vector in SECOND_STACK else 1
         dpl = 3 if vector in (3, 4) else 0
         low, middle, high = target & 0xFFFF, target >> 16 & 0xFFFF, target >> 32
-        at = idt + 16 * vector
+        at = self._idt + 16 * vector
         struct.pack_into("<HHBBHII", self.view, at, low, CODE_SELECTOR, stack, 0x8E | dpl << 5, middle, high, 0)
 
     def _map_block(self, entry: int, linear: int) -> None:
@@ -156,12 +180,13 @@ class Hidden:
         self.put(task + _IST1 + 8, top + SECOND)
         self.put(task + _PORTS, (TSS_LIMIT + 1) << 48)
         native = own + (NATIVE - OWN_GDT) * PAGE
-        jump = CODE[ENTRIES.native : ENTRIES.native_end] + _Q.pack(STUB + ENTRIES.system_call)
+        jump = CODE[ENTRIES.native : ENTRIES.native_end] + _Q.pack(NEAR + near.SYSTEM_CALL)
         self.view[native : native + len(jump)] = jump
         self.pages.append(table)
         self.own.append(own)
 
     def close(self) -> None:
         """Give the memory back."""
-        self.m2p.release()
+        for view in (self.m2p, self.kind, self.count):
+            view.release()
         self.region.close()

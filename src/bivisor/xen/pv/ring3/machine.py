@@ -11,9 +11,12 @@ from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.kvm.live import LiveRegisters
 from bivisor.cpu.registers import CpuidEntry
 from bivisor.cpu.soft.model import CpuidTable
-from bivisor.xen.pv.frames import Frames
+from bivisor.xen.domain import Domain
+from bivisor.xen.pv.frames import Frames, Processors
 from bivisor.xen.pv.machine import PvMachine
 from bivisor.xen.pv.ring3.block import Block
+from bivisor.xen.pv.ring3.hidden import Hidden
+from bivisor.xen.pv.ring3.nearstate import NearState
 from bivisor.xen.pv.ring3.pages import Ring3Pages
 from bivisor.xen.pv.ring3.privileged import Privileged, decode
 
@@ -81,6 +84,10 @@ class Ring3Frames(Frames):
     pages: Ring3Pages
     pages_type = Ring3Pages
 
+    def __init__(self, domain: Domain, private: Hidden, shared: int, processors: Processors) -> None:
+        super().__init__(domain, private, shared, processors)  # type: ignore[arg-type]
+        self.pages.move(private.kind, private.count)
+
 
 class Ring3Machine(PvMachine):
     """See `PvMachine`."""
@@ -88,10 +95,19 @@ class Ring3Machine(PvMachine):
     cpu: Ring3Cpu
     pages: Ring3Pages
     private: Block  # type: ignore[assignment]
+    fast: NearState
 
     def __init__(self, frames: Frames, index: int, cpuid: tuple[CpuidEntry, ...]) -> None:
         super().__init__(frames, index, cpuid)
         self._entries = cpuid
+
+    def _fast_state(self) -> NearState:
+        return NearState(self.private, self.pages.frames, len(self.domain.vcpus))
+
+    def let_go(self) -> None:
+        """The hypervisor's own part of the machine goes."""
+        self.fast.forget()
+        self._state = self.fast.values
 
     def _xsetbv(self, value: int) -> bool:
         """XCR0 is `value` from now on, and CPUID says how large its state is (SDM volume 1, 13.2)."""

@@ -35,6 +35,11 @@ class Ring3Pages(Pages):
         self.stores: dict[int, int] = {}
         self.retired: set[int] = set()
 
+    def move(self, kind: memoryview, count: memoryview) -> None:
+        """Have the types of frames there from now on, where near.S finds them."""
+        kind[:], count[:] = self.kind, self.count
+        self.kind, self.count = kind, count
+
     def set_l1(self, index: int, new: int) -> None:
         """See `Pages.set_l1`."""
         if new & _P:

@@ -61,15 +61,16 @@ _TARGETS: Final = {
     UPCALL_VECTOR: _UPCALL,
 }
 _HEADS: Final = {BREAKPOINT: b"", UPCALL_VECTOR: b"\x41\x53\x51"}
-_SIZE: Final = 16
+ENTRY_SIZE: Final = 16
+"""Of each exception's."""
 
 
 def _entry(vector: int) -> bytes:
     """push r11; mov r11d, vector; jmp. The breakpoint's is the jump alone; that of events has push rcx for the move."""
     head = _HEADS.get(vector, b"\x41\x53\x41\xbb" + struct.pack("<I", vector))
     target = _TARGETS.get(vector, _WITHOUT_ERROR)
-    distance = target - (_SIZE * vector + len(head) + 5)
-    return (head + b"\xe9" + struct.pack("<i", distance)).ljust(_SIZE, b"\xcc")
+    distance = target - (ENTRY_SIZE * vector + len(head) + 5)
+    return (head + b"\xe9" + struct.pack("<i", distance)).ljust(ENTRY_SIZE, b"\xcc")
 
 
 CODE: Final = b"".join(_entry(vector) for vector in range(256)) + _TAIL

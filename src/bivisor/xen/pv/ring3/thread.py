@@ -76,7 +76,7 @@ class Ring3Thread(VcpuThread):
         self._pv_call = PvCall(guest.xen, domain, vcpu.index, machine, self._give_way)
         self._lock = guest.xen.lock
         self._timer = OneShot(machine.private)
-        self._sites.append(watch_hypercalls(self._pv_call, TABLE, self._timer.listen))
+        self._sites.append(watch_hypercalls(self._pv_call, TABLE, self._seen))
         self._calls = 0
         self._ident = 0
         self._aside = False
@@ -85,8 +85,21 @@ class Ring3Thread(VcpuThread):
         self.counts = dict.fromkeys(TABLE, 0)
 
     def hypercalls(self) -> dict[int, int]:
-        """How often each came here, which iret does not, nor VCPUOP_set_singleshot_timer if it need not."""
-        return {number: count for number, count in self.counts.items() if count}
+        """How often each was made, but for those that the stub carries out: iret, and VCPUOP_set_singleshot_timer if it
+        need not come here."""
+        counts = dict(self.counts)
+        for number, count in self.machine.fast.done().items():
+            counts[number] += count
+        return {number: count for number, count in counts.items() if count}
+
+    def _seen(self, watched: bool) -> None:
+        """While somebody listens to hypercalls, none is carried out where it could not be told of."""
+        self._timer.listen(watched)
+        self.machine.fast.set(bool(self._guest.native) and not watched)
+
+    def allow_near(self) -> None:
+        """It is known now whether the stub is the processor's own way in."""
+        self._seen(self._pv_call.watched is not None)
 
     # ---------------------------------------------------------------- exits of the stub
 
