@@ -113,15 +113,15 @@ class DomU(Inside, Inspected, Eventful):
     def attach_devices(self) -> None:
         """Give it the disks and networks of its configuration, before it runs for the first time. UsageError."""
         built, host = self._built, self._host
+        for spec in self.config.vifs:  # cards come first, as libxl gives them to its device model
+            vif = host.networks.attach(self.domid, spec)
+            if isinstance(built, HvmDomain):
+                plug_in_card(host, built, vif)
         for disk in self.config.disks:
             if isinstance(built, HvmDomain):
                 plug_in_disk(host, built, disk, self.config.hdtype)
             else:
                 host.disks.attach(self.domid, disk)
-        for spec in self.config.vifs:
-            vif = host.networks.attach(self.domid, spec)
-            if isinstance(built, HvmDomain):
-                plug_in_card(host, built, vif)
         if isinstance(built, HvmDomain):
             built.power_on()
             if self.config.vnc is not None:

@@ -73,6 +73,7 @@ class Bench:
         self.ports: Bus = port_bus()
         self.mmio: Bus = mmio_bus()
         self.lines: dict[int, bool] = {}
+        self.messages: list[tuple[int, int]] = []
         self.events: list[Event] = []
         self.windows = Shown()
         self.a20: list[bool] = []
@@ -84,7 +85,7 @@ class Bench:
             SIZE,
             self.loop,
             self.lines.__setitem__,
-            lambda *_: None,
+            lambda address, data: self.messages.append((address, data)),
             self.windows,
             self.a20.append,
         )

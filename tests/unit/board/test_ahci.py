@@ -232,6 +232,35 @@ def test_a_seventh_drive_is_refused(machine: Bench) -> None:
         machine.board.add_sata_drive(CdRom(None))
 
 
+def test_a_guest_that_enables_messages_gets_them_in_place_of_the_line(machine: Bench, driver: Driver) -> None:
+    assert machine.config(3, 0, 0x34, size=1) == 0x80
+    assert machine.config(3, 0, 0x80) == 0x0080_A805  # MSI with a 64-bit address, then the index and data pair
+    assert machine.config(3, 0, 0xA8) == 0x0010_0012 and machine.config(3, 0, 0xAC) == 0x48
+    for offset, value in ((0x84, 0xFEE0_1000), (0x88, 0), (0x8C, 0x4041), (0x82, 0x81)):
+        machine.config(3, 0, offset, value, 2 if offset in (0x82, 0x8C) else 4)
+    driver.prepare(0x25)
+    driver.port(r.CI, 1)
+    assert machine.messages and set(machine.messages) == {(0xFEE0_1000, 0x4041)}
+    assert not machine.lines.get(LINE)
+    machine.config(3, 0, 0x84, 0x1000)  # no interrupt, and no reason to write to memory
+    before = len(machine.messages)
+    driver.prepare(0x25)
+    driver.port(r.CI, 1)
+    assert len(machine.messages) == before
+
+
+def test_registers_can_be_reached_by_index_and_data(machine: Bench, driver: Driver) -> None:
+    machine.config(3, 0, 0x20, 0xC000)
+    machine.config(3, 0, 0x04, 7)
+    machine.write(0xC010, r.PORT_BASE + r.CLB, 4)
+    assert machine.read(0xC014, 4) == LIST
+    machine.write(0xC014, LIST + 0x400, 4)
+    assert driver.port(r.CLB) == LIST + 0x400
+    assert machine.read(0xC010, 4) == r.PORT_BASE + r.CLB
+    machine.write(0xC010, 0xFFFF_FFFF, 4)
+    assert machine.read(0xC014, 4) == 0 and machine.read(0xC014, 1) == 0
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(

@@ -1,9 +1,12 @@
 """The SATA controller of an ICH9 in AHCI mode: global registers, and six ports.
 
-Specification: Serial ATA AHCI 1.3.1, section 2.1 (configuration space), 3.1 (generic host control).
+Specification: Serial ATA AHCI 1.3.1, section 2.1 (configuration space), 2.4 and 10.14 (index and data pair), 3.1
+(generic host control); Intel ICH9 data sheet, chapter 14, for where the capabilities are.
 """
 
 from __future__ import annotations
+
+import struct
 
 from bivisor.errors import UsageError
 from bivisor.platform.ahci import registers as r
@@ -11,9 +14,14 @@ from bivisor.platform.ahci.port import Port
 from bivisor.platform.fwcfg import Memory
 from bivisor.platform.ide.drive import Drive
 from bivisor.platform.pci import BarKind, Identity, PciFunction
+from bivisor.platform.pci import registers as reg
 
 PORTS = 6
 _ABAR, _ABAR_SIZE = 5, 0x1000
+_PAIR_BAR, _PAIR_SIZE, _INDEX, _DATA = 4, 32, 0x10, 0x14
+_MSI_AT, _SATA_AT = 0x80, 0xA8
+_SATA = struct.pack("<BxI", 0x10, _PAIR_BAR + 4 | _INDEX // 4 << 4)
+_MAP, _MAP_AHCI, _PORT_CONTROL = 0x90, 0x40, 0x92
 _CAPABILITIES = (
     r.CAP_64 | r.CAP_NCQ | r.CAP_CLO | r.CAP_AHCI_ONLY | r.SPEED_1_5 << r.CAP_SPEED_SHIFT
     | r.SLOTS - 1 << r.CAP_SLOTS_SHIFT | PORTS - 1
@@ -21,13 +29,18 @@ _CAPABILITIES = (
 
 
 class Ahci(PciFunction):
-    """The controller. Commands and data are in `memory`; it interrupts by its pin."""
+    """The controller. Commands and data are in `memory`; it interrupts by MSI or by its pin."""
 
     def __init__(self, memory: Memory) -> None:
         super().__init__(Identity(0x8086, 0x2922, 0x010601, 0x02, 0x1AF4, 0x1100), name="AHCI", pin=1)
         self._global = 0
         self.ports: list[Port] = []
         self.ports += [Port(memory, self._drive, lambda: self.bus_master) for _ in range(PORTS)]
+        self.config[_MAP] = _MAP_AHCI
+        self._writable[_PORT_CONTROL] = 0x3F  # which ports are on: kept, and no more
+        self._msi = self.add_msi(_MSI_AT)
+        self.add_capability(reg.CAP_SATA, _SATA, at=_SATA_AT)
+        self.add_bar(_PAIR_BAR, BarKind.IO, _PAIR_SIZE, _Pair(self))
         self.add_bar(_ABAR, BarKind.MEMORY32, _ABAR_SIZE, self)
 
     def add_drive(self, drive: Drive, port: int | None = None) -> int:
@@ -87,4 +100,26 @@ class Ahci(PciFunction):
             self._drive()
 
     def _drive(self) -> None:
-        self.set_intx(bool(self._global & r.GHC_IE) and any(port.interrupts for port in self.ports))
+        wanted = bool(self._global & r.GHC_IE) and any(port.interrupts for port in self.ports)
+        self.set_intx(wanted and not self._msi.notify())
+
+
+class _Pair:
+    """Ports by which a register is reached without its memory: its offset, and its value."""
+
+    def __init__(self, controller: Ahci) -> None:
+        self._controller = controller
+        self._index = 0
+
+    def read(self, offset: int, size: int) -> int:
+        if size != 4:
+            return 0
+        return self._controller.read(self._index, 4) if offset == _DATA else self._index if offset == _INDEX else 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        if size != 4:
+            return
+        if offset == _INDEX:
+            self._index = value & (_ABAR_SIZE - 4)
+        elif offset == _DATA:
+            self._controller.write(self._index, 4, value)

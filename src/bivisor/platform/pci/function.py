@@ -12,6 +12,7 @@ from typing import Protocol
 
 from bivisor.errors import UsageError
 from bivisor.platform.bus import Bus, Device
+from bivisor.platform.pci import msi
 from bivisor.platform.pci import registers as reg
 from bivisor.platform.pci.bar import Bar, BarKind
 from bivisor.platform.pci.msix import MsiX
@@ -92,10 +93,10 @@ class PciFunction:
         bar = self.add_bar(reg.ROM_BAR, BarKind.MEMORY32, size, _Rom(data.ljust(size, b"\xff")))
         self._writable[bar.offset] |= 1
 
-    def add_capability(self, identifier: int, body: bytes, writable: bytes = b"") -> int:
-        """Put a capability at the end of the list: `body` follows its two-byte header. A set bit of `writable` can be
-        written by the guest. The offset of its header."""
-        offset = self._capabilities_end
+    def add_capability(self, identifier: int, body: bytes, writable: bytes = b"", at: int = 0) -> int:
+        """Put a capability at the end of the list, and `at` a place or where there is room: `body` follows its two-byte
+        header. A set bit of `writable` can be written by the guest. The offset of its header."""
+        offset = max(self._capabilities_end, at)
         length = 2 + len(body)
         if offset + length > reg.CONFIG_SIZE:
             raise UsageError(f"{self.name}: the capabilities do not fit into configuration space")
@@ -106,6 +107,11 @@ class PciFunction:
         self._last_capability = offset + 1
         self._capabilities_end = offset + length + 3 & ~3
         return offset
+
+    def add_msi(self, at: int) -> msi.Msi:
+        """Give the function one message, kept `at` a place in configuration space."""
+        offset = self.add_capability(reg.CAP_MSI, msi.BODY, msi.WRITABLE, at)
+        return msi.Msi(self.config, offset, self._signal_msi)
 
     def add_msix(self, bar: int, vectors: int) -> MsiX:
         """Give the function MSI-X, with its table and pending bits in a BAR of their own."""

@@ -1,6 +1,6 @@
 """Offsets and bits of the configuration space header, type 0.
 
-Specification: PCI Local Bus Specification 3.0, section 6.1 (header), 6.2.5.1 (base addresses), 6.8.2 (MSI-X).
+Specification: PCI Local Bus Specification 3.0, section 6.1 (header), 6.2.5.1 (base addresses), 6.8 (MSI, MSI-X).
 """
 
 from __future__ import annotations
@@ -22,5 +22,6 @@ HEADER_MULTIFUNCTION = 0x80
 
 BAR_IO, BAR_64, BAR_PREFETCH = 0x1, 0x4, 0x8
 
-CAP_MSIX = 0x11
+CAP_MSI, CAP_SATA, CAP_MSIX = 0x05, 0x12, 0x11
+MSI_ENABLE, MSI_MULTIPLE, MSI_64 = 0x0001, 0x0070, 0x0080
 MSIX_ENABLE, MSIX_FUNCTION_MASK = 0x8000, 0x4000
