@@ -78,7 +78,11 @@ def test_gdb_stops_a_kernel_at_a_function_changes_its_memory_and_lets_it_go_on(
 
 @pytest.mark.parametrize(
     ("engine", "kind"),
-    [("soft", "pvh"), ("soft", "pv"), pytest.param("kvm", "pvh", marks=[pytest.mark.kvm, pytest.mark.rig])],
+    [
+        ("soft", "pvh"),
+        ("soft", "pv"),
+        pytest.param("kvm", "pvh", marks=[pytest.mark.kvm, pytest.mark.rig]),
+    ],
     indirect=["engine"],
 )
 def test_gdb_stops_a_booting_xen_domain_at_start_kernel_and_at_a_system_call_by_name(
@@ -108,5 +112,55 @@ def test_gdb_stops_a_booting_xen_domain_at_start_kernel_and_at_a_system_call_by_
         # The call of __fentry__ is a NOP by then, unless a breakpoint in memory kept Linux from making it one.
         assert re.search(r"= .* <(__x64_sys_newuname\+5|__fentry__)>", said)
         domain.wait_for("~ # ")  # it goes on
+        assert "killed" in gdb(domain.gdb_port, "kill")
+        assert domain.wait(20) is not None
+
+
+@pytest.mark.parametrize("pv_engine", [pytest.param("kvm", marks=pytest.mark.kvm)], indirect=True)
+def test_gdb_steps_a_pv_domain_through_a_hypercall_and_finds_one_that_blocks(
+    pv_engine: str, guest: Guest, tmp_path: Path
+) -> None:
+    (tmp_path / "vmlinux.sym").write_bytes(symbol_file(kernel_symbols(guest.kernel)))
+    names = f"symbol-file {tmp_path}/vmlinux.sym"
+    with bivisor.XenHost(pv_engine) as host, host.create("demo", type="pv", vcpus=2, gdb="0,wait") as domain:
+        said = gdb(
+            domain.gdb_port,
+            names,
+            "break start_kernel",
+            "continue",
+            "x/s linux_banner",
+            "delete",
+            "break __x64_sys_newuname",
+            "continue",
+            "backtrace 2",
+            "delete",
+            "break *xen_hypercall_pv",
+            "continue",
+            "set $before = $rsp",
+            "stepi",
+            "stepi",
+            "x/i $rip",
+            "print $before - $rsp",
+            "stepi",
+            "print $rip",
+            "hbreak *start_kernel",
+            "delete",
+            "detach",
+        )
+        assert re.search(r"Breakpoint 1, 0x\w+ in start_kernel \(\)", said), said
+        assert f'<linux_banner>:\t"Linux version {guest.release}' in said
+        assert re.search(r"Breakpoint 2, 0x\w+ in __x64_sys_newuname", said), said
+        assert re.search(r"#1 +0x\w+ in do_syscall_64", said), said
+        assert re.search(r"<xen_hypercall_pv\+3>:\s+syscall", said), said
+        assert "= 16" in said  # the two registers that it has pushed, and nothing of the hypervisor's
+        # An event may be waiting for it there.
+        assert re.search(r"= .* <(xen_hypercall_pv\+5|xen_asm_exc_xen_hypervisor_callback)>", said), said
+        domain.wait_for("~ # ", 100)  # it goes on
+        said = gdb(domain.gdb_port, names, "info registers cs ss", "print $rip", "stepi", "print $rip", "detach")
+        assert re.search(r"^cs\s+0xe033", said, re.MULTILINE) and re.search(r"^ss\s+0xe02b", said, re.MULTILINE), said
+        assert re.search(r"\$1 = .* <xen_hypercall_pv\+5>", said), said  # SCHEDOP_block
+        assert re.search(r"\$2 = .* <xen_hypercall_pv\+7>", said), said
+        domain.send("echo $((40 + 2))\n")
+        domain.wait_for("42\r\n", 20)
         assert "killed" in gdb(domain.gdb_port, "kill")
         assert domain.wait(20) is not None

@@ -9,7 +9,7 @@ import pytest
 
 from bivisor.abi.xen.domctl import Trigger
 from bivisor.dom0.block.image import Offer
-from bivisor.errors import HostError, UsageError
+from bivisor.errors import HostError
 from bivisor.toolstack.xenhost import XenHost
 
 from . import test_xen_block, test_xen_net
@@ -57,9 +57,3 @@ def test_a_stock_kernel_takes_nmis(host: XenHost) -> None:
         domain.wait_for("NMI received", 20)
     domain.send("echo $((40 + 2))\n")
     domain.wait_for("42\r\n", 20)
-
-
-def test_gdb_is_refused_with_what_can_be_done_instead_and_leaves_no_domain(host: XenHost) -> None:
-    with pytest.raises(UsageError, match="needs the engine soft"):
-        host.create("u1", type="pv", gdb="0")
-    assert sorted(host.xen.domains) == [0]

@@ -209,9 +209,11 @@ class Target:
         return parts
 
 
-def target_of(engine: Engine, vcpus: Sequence[Vcpu], memory: GuestMemory, control: RunControl) -> Target:
-    """The machine as a target, with the breakpoints that its engine lets out."""
+def target_of(
+    engine: Engine, vcpus: Sequence[Vcpu], memory: GuestMemory, control: RunControl, *, traps_int3: bool = False
+) -> Target:
+    """The machine as a target, with the breakpoints that its engine lets out; INT3 where `vcpus` see to that."""
     opcode = INT3
-    if engine.name == "kvm" and not int3_comes_out(engine):
+    if engine.name == "kvm" and not traps_int3 and not int3_comes_out(engine):
         opcode = OUT
     return Target(vcpus, memory, control, engine.name, opcode=opcode)

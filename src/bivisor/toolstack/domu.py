@@ -148,13 +148,11 @@ class DomU(Inside, Inspected, Eventful):
     def target(self) -> Target:
         """Its processors and memory, for a debugger."""
         guest = self._built.guest
-        return target_of(self._host.engine, guest.vcpus, guest.memory, guest.control)
+        seen = guest.debugged
+        return target_of(self._host.engine, seen or guest.vcpus, guest.memory, guest.control, traps_int3=bool(seen))
 
     def serve_gdb(self, text: str) -> None:
-        """Let gdb attach, before it runs for the first time: [HOST:]PORT[,wait]. UsageError, also for a PV domain on
-        the engine kvm: what its processor says of itself may be the stub's between kernel and hypervisor."""
-        if self.config.type == "pv" and self._host.engine.name == "kvm":
-            raise UsageError(f"gdb for the PV domain {self.name} needs the engine soft: kvm runs it beside a stub")
+        """Let gdb attach, before it runs for the first time: [HOST:]PORT[,wait]. UsageError."""
         self._gdb = serve(self.target, text, self._kill)
 
     @property

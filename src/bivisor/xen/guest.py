@@ -82,6 +82,11 @@ class PvhGuest:
     def _most_vcpus(engine: Engine) -> int:
         return engine.max_vcpus
 
+    @property
+    def debugged(self) -> tuple[Vcpu, ...]:
+        """The processors as a debugger sees them, where that is not what their engine says of them; else none."""
+        return ()
+
     def _prepare(self) -> None:
         """Before there are processors."""
         self.machine.create_local_apics()

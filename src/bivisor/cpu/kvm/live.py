@@ -6,6 +6,8 @@ from there at the next entry.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from bivisor.abi import linux_kvm as abi
 from bivisor.abi.linux_kvm import Run
 
@@ -22,6 +24,11 @@ class LiveRegisters:
         self._bytes, self._quads = bytes_, quads
         self.words = quads[Run.SYNC_REGS // 8 : Run.SYNC_REGS // 8 + _COUNT]
         quads[Run.VALID_REGS // 8] = abi.SYNC_X86_REGS | abi.SYNC_X86_EVENTS
+
+    def load(self, values: Iterable[int]) -> None:
+        """The processor has been given these registers, and not run since."""
+        for at, value in enumerate(values):
+            self.words[at] = value
 
     def changed(self) -> None:
         """The processor gets what is in `words`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Final
 
 from bivisor.abi.x86 import FEATURES, Cr4, Efer, Msr, Rflags
@@ -109,6 +109,7 @@ class Ring3Guest(PvGuest):
         vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: _FMASK if self.native else 0})
         regs.rflags = regs.rflags & _ARITHMETIC | Rflags.IF | Rflags.FIXED
         vcpu.set_regs(regs)
+        vcpu.live().load(astuple(regs))  # type: ignore[attr-defined]
 
     def _sregs(self, vcpu: Vcpu, block: Block, root: int) -> Sregs:
         sregs = vcpu.get_sregs()
@@ -143,12 +144,22 @@ class Ring3Guest(PvGuest):
             self.machine.map(slot)
 
     def may_enter(self, thread: VcpuThread) -> bool:
-        """See `PvGuest.may_enter`."""
-        may = super().may_enter(thread)
+        """See `PvGuest.may_enter`; a processor that is in the stub comes out of it before it is held."""
+        assert isinstance(thread, Ring3Thread)
+        may = (thread.debug.has_to_come_out and self._may_come_out(thread)) or super().may_enter(thread)
         if may:
-            assert isinstance(thread, Ring3Thread)
             thread.before_entry()
         return may
+
+    def _may_come_out(self, thread: VcpuThread) -> bool:
+        with self.xen.lock:
+            thread.inside = self.domain.runnable and not self.stopping and self.error is None
+            return thread.inside
+
+    @property
+    def debugged(self) -> tuple[Vcpu, ...]:
+        """See `PvhGuest.debugged`."""
+        return tuple(thread.debug for thread in self.threads)  # type: ignore[attr-defined]
 
     def set_timer(self, vcpu: int, deadline: int | None) -> None:
         """See `Upcall.set_timer`. A processor's own thread has an alarm for it, but while it sleeps."""

@@ -236,7 +236,7 @@ called: mov     r11, [rsp + 40 + INFO]
         sysretq
 1:      push    r11
         mov     r11d, 3
-        jmp     without_error
+        jmp     host_first                      # it may be a debugger's
 
 called_with_work:
         cmp     byte ptr [rsp + 40 + WORK], ONE

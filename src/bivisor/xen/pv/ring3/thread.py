@@ -19,6 +19,7 @@ from bivisor.xen.errors import XenError
 from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.msrs import IGNORED, READABLE
 from bivisor.xen.pv.ring3 import hidden as h
+from bivisor.xen.pv.ring3.debug import Ring3Debug
 from bivisor.xen.pv.ring3.machine import INT_SIZE, Ring3Cpu, Ring3Machine
 from bivisor.xen.pv.ring3.stub import (
     CALL_PORT,
@@ -46,6 +47,7 @@ _CODE_SIZE: Final = 2 * PAGE
 _BASES: Final = (Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE)
 _BS: Final = 1 << 14
 _FRAME_RIP, _FRAME_CS, _FRAME_RFLAGS = 3, 4, 5
+_OF_DEBUGGERS: Final = (Vector.DB, Vector.BP)
 _IN_IDT: Final = 2  # in the error code of #GP
 _DR6: Final = 6
 _TIMEOUT: Final = h.STUB + ENTRIES.timeout
@@ -79,6 +81,7 @@ class Ring3Thread(VcpuThread):
         self._sites.append(watch_hypercalls(self._pv_call, TABLE, self._seen))
         self._calls = 0
         self._ident = 0
+        self.debug = Ring3Debug(vcpu, live, machine, guest.control)
         self._aside = False
         """Whether the timer may be in the hands of another thread."""
         vcpu.on_signal = self._look_at_clock  # type: ignore[attr-defined]
@@ -105,10 +108,14 @@ class Ring3Thread(VcpuThread):
 
     def _hypercall(self, exit_: Exit) -> bool:
         if self._registers[_RIP] - h.STUB >= _CODE_SIZE or self._registers[_RIP] < h.STUB:
-            return self._own_port()
+            return True  # the guest's own, on a processor that does not ask for privilege: nothing is there
         if exit_ is CALL:
             self._call_()
+            if self.debug.stepping:
+                self.vcpu.request_interrupt_window()
         elif exit_ is TRAP:
+            if self._registers[11] in _OF_DEBUGGERS and self.debug.takes(self._registers[11]):
+                return False
             self._trap()
         elif self._block.frame[_FRAME_RIP] == _TIMEOUT and not self._block.frame[_FRAME_CS] & 3:
             self._info.info[VCPU_UPCALL_MASK] = self._block.frame[_FRAME_CS] >> 32 & 1
@@ -278,12 +285,6 @@ class Ring3Thread(VcpuThread):
             return True
         return index in IGNORED
 
-    # ---------------------------------------------------------------- ports that the guest itself reaches
-
-    def _own_port(self) -> bool:
-        """IN or OUT of the guest's own, on a processor that does not ask for its privilege: nothing is there."""
-        return True
-
     # ---------------------------------------------------------------- its timer
 
     def set_timer(self, deadline: int | None) -> bool:
@@ -363,6 +364,9 @@ class Ring3Thread(VcpuThread):
         """Interrupt the guest if it has an event to see."""
         if self.machine.cpu.flush and self._guest.native:
             self._forget()
+        if self.debug.entering() or self.debug.has_to_come_out:
+            self.vcpu.request_interrupt_window()
+            return
         if self._timer.is_set:
             self._ring_if_due()
         if self._waiting:
@@ -371,6 +375,8 @@ class Ring3Thread(VcpuThread):
     @property
     def _waiting(self) -> bool:
         info = self._info.info
+        if self.debug.stepping:
+            return False
         return self._has_nmi or bool(info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK])
 
     def _interrupt(self) -> None:
@@ -387,6 +393,8 @@ class Ring3Thread(VcpuThread):
 
     def _window(self, _: Exit) -> bool:
         self.vcpu.request_interrupt_window(False)
-        if self._waiting:
+        if self.debug.out_of_stub():
+            self.vcpu.kick()
+        elif self._waiting:
             self._interrupt()
         return True
