@@ -98,6 +98,7 @@ class Wire:
 
     offloads = (1 << 36) - 1
     has_header = True
+    frame_max = 0
 
     def __init__(self) -> None:
         self.waiting: list[bytes] = []

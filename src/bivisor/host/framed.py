@@ -21,6 +21,7 @@ class FramedStream:
 
     has_header = False
     offloads = 0
+    frame_max = 0
 
     def __init__(self, loop: Loop, fd: int) -> None:
         self._loop = loop

@@ -1,7 +1,7 @@
 """A cable between two guests: packets with all offloads through a socket that keeps message boundaries (unix(7)).
 
 `cable()` joins two guests of one process. `SocketLink` joins two processes: the first that names a path listens there,
-the second connects.
+the second connects. `patch()` joins two devices of one loop, without the host's kernel.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ OFFLOADS = sum(
     )
 )
 _BUFFER = 1 << 20
+_PATCH_BYTES = 256 << 10
 
 
 def cable(first: Loop, second: Loop) -> tuple[PacketFd, PacketFd]:
@@ -48,6 +50,114 @@ def _widen(end: socket.socket) -> None:
     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
 
 
+class PatchEnd:
+    """One end of a `patch`. What it sends is taken at the other end at once if that is `prompt`, else in the next turn
+    of the loop, together with what else there is by then. Everything is called with the loop's lock held."""
+
+    has_header = True
+    frame_max = 0
+    offloads = OFFLOADS
+
+    def __init__(self, loop: Loop, *, prompt: bool) -> None:
+        self._loop = loop
+        self._prompt = prompt
+        self._peer: PatchEnd | None = None
+        self._here: deque[bytes] = deque()
+        self._held = 0
+        self._readable: Callback | None = None
+        self._writable: Callback | None = None
+        self._scheduled = self._serving = False
+
+    def join(self, peer: PatchEnd) -> None:
+        """What is sent here arrives at `peer`."""
+        self._peer = peer
+
+    def set_offloads(self, features: int) -> None:
+        """See `platform.virtio.net.NetBackend.set_offloads`. The other end copes by itself."""
+
+    def watch(self, readable: Callback | None, writable: Callback | None) -> None:
+        """See `platform.virtio.net.NetBackend.watch`."""
+        self._readable, self._writable = readable, writable
+        self._look()
+
+    def send(self, views: Sequence[memoryview]) -> bool:
+        """See `platform.virtio.net.NetBackend.send`. Where there is no other end any more, packets are lost."""
+        peer = self._peer
+        if peer is None:
+            return True
+        if peer._held >= _PATCH_BYTES:
+            return False
+        packet = b"".join(views)
+        peer._here.append(packet)
+        peer._held += len(packet)
+        if peer._prompt and not peer._serving:
+            peer._serve()
+        else:
+            peer._look()
+        return True
+
+    def receive(self, views: Sequence[memoryview]) -> int:
+        """See `platform.virtio.net.NetBackend.receive`."""
+        if not self._here:
+            return 0
+        packet = memoryview(self._here.popleft())
+        size = len(packet)
+        self._held -= size
+        if self._peer is not None:
+            self._peer._look()
+        for view in views:
+            part = min(len(view), len(packet))
+            view[:part] = packet[:part]
+            packet = packet[part:]
+        return size
+
+    def _has_room(self) -> bool:
+        return self._peer is None or self._peer._held < _PATCH_BYTES
+
+    def _look(self) -> None:
+        """Have the loop call whoever waits here, if there is what it waits for."""
+        wanted = (self._here and self._readable) or (self._writable and self._has_room())
+        if wanted and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._soon)
+
+    def _soon(self) -> None:
+        self._scheduled = False
+        if self._writable is not None and self._has_room():
+            self._writable()
+        if self._here and not self._serving:
+            self._serve()
+
+    def _serve(self) -> None:
+        self._serving = True
+        try:
+            if self._readable is not None:
+                self._readable()
+        finally:
+            self._serving = False
+        self._look()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._readable = self._writable = None
+        self._here.clear()
+        self._held = 0
+        if self._peer is not None:
+            self._peer._peer = None
+            self._peer = None
+
+
+def patch(loop: Loop) -> tuple[PatchEnd, PatchEnd]:
+    """The two ends of a patch cord: the first takes packets at once, the second in the turns of the loop.
+
+    A guest's device on the second end sends without a thread's having to wake, and is told of several packets together.
+    """
+    prompt, patient = PatchEnd(loop, prompt=True), PatchEnd(loop, prompt=False)
+    prompt.join(patient)
+    patient.join(prompt)
+    return prompt, patient
+
+
 class SocketLink:
     """A cable to another process through the Unix socket at `path`. While nobody is at the other end, frames are lost.
 
@@ -55,6 +165,7 @@ class SocketLink:
     """
 
     has_header = True
+    frame_max = 0
     offloads = OFFLOADS
 
     def __init__(self, loop: Loop, path: str | Path) -> None:

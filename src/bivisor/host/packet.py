@@ -15,6 +15,7 @@ class PacketFd:
     """A wire on `fd`, which must not block and is closed with it. `offloads` is a mask of virtio-net features."""
 
     has_header = True
+    frame_max = 0
 
     def __init__(self, loop: Loop, fd: int, offloads: int) -> None:
         self.offloads = offloads

@@ -31,6 +31,8 @@ class Passt(FramedStream):
     HostError where passt is not installed or cannot be started.
     """
 
+    frame_max = 60 << 10  # it takes 65,535 bytes, and puts what is in a frame into a stream
+
     def __init__(self, loop: Loop, options: Sequence[str] = ()) -> None:
         program = shutil.which("passt")
         if program is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bivisor.errors import UsageError
-from bivisor.host.link import cable
+from bivisor.host.link import patch
 from bivisor.platform.ide import AtaDisk, CdRom
 from bivisor.toolstack.hvm import IDE_PLACES, HvmDomain
 from bivisor.toolstack.shared_image import SharedImage
@@ -59,7 +59,7 @@ def plug_in_disk(host: XenHost, built: HvmDomain, spec: DiskSpec, hdtype: str) -
 def plug_in_card(host: XenHost, built: HvmDomain, vif: Vif) -> None:
     """The emulated card beside a PV network interface, on the same network."""
     with host.loop.lock:
-        ours, theirs = cable(host.loop, host.loop)
+        ours, theirs = patch(host.loop)
         leave = host.networks.join(vif, ours)
 
         def unplugged() -> None:

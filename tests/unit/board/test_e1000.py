@@ -15,7 +15,9 @@ from bivisor.platform.e1000 import E1000
 from bivisor.platform.e1000 import registers as r
 from bivisor.platform.e1000.arrival import frames_of
 from bivisor.platform.e1000.card import SENT_INTERVAL_S
-from bivisor.platform.e1000.transmit import checksum
+from bivisor.platform.e1000.departure import header_of
+from bivisor.platform.e1000.transmit import Context, checksum, frames
+from bivisor.platform.virtio.net import OFFLOADS
 
 BASE, TX, RX, BUFFERS = 0xE000_0000, 0x1000, 0x2000, 0x8000
 MAC = "52:54:00:12:34:56"
@@ -23,6 +25,7 @@ MAC = "52:54:00:12:34:56"
 
 class Wire:
     has_header = False
+    frame_max = 0
     offloads = 0
 
     def __init__(self) -> None:
@@ -159,6 +162,54 @@ def test_a_long_segment_is_cut_into_frames_with_right_checksums(driver: Driver) 
         assert struct.unpack_from(">H", frame, 18)[0] == 100 + number
         assert struct.unpack_from(">I", frame, 38)[0] == 1000 + 1460 * number
         assert bool(frame[47] & 0x09) == (number == 2)
+
+
+def test_a_wire_with_headers_takes_a_long_segment_whole_and_it_becomes_the_same_frames_elsewhere(
+    driver: Driver,
+) -> None:
+    driver.wire.has_header, driver.wire.offloads = True, OFFLOADS
+    payload = bytes(n * 7 & 0xFF for n in range(3000))
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 0, 100, 0, 64, 6, 0, bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2)))
+    pseudo = checksum(ip[12:20] + struct.pack(">H", 6))
+    tcp = struct.pack(">HHIIBBHHH", 1, 2, 1000, 0, 0x50, 0x19, 512, pseudo, 0)
+    packet = bytearray(bytes(12) + b"\x08\0" + ip + tcp + payload)
+    driver.made.memory.write(BUFFERS, packet)
+    flags = (r.TUCMD_TCP | r.TUCMD_IP | r.CMD_TSE | r.CMD_DEXT) << 24
+    context = r.TX_CONTEXT.pack(14, 24, 33, 34, 50, 0, flags | len(payload), 0, 54, 1460)
+    driver.put(context)
+    word = (r.CMD_DEXT | r.CMD_TSE | r.CMD_EOP | r.CMD_RS) << 24 | 1 << 20 | len(packet)
+    driver.put(r.TX_EXTENDED.pack(BUFFERS, word, 0, r.POPTS_IXSM | r.POPTS_TXSM, 0))
+    driver.go()
+    (sent,) = driver.wire.sent
+    assert NET_HDR.unpack_from(sent) == (1, 1, 54, 1460, 34, 16, 0)
+    assert checksum(sent[12 + 14 : 12 + 34]) == 0xFFFF
+    cut = [bytes(each) for each in frames(packet, Context.parse(context), 3, segment=True)]
+    assert [bytes(each) for each in frames_of(memoryview(bytearray(sent)))] == cut
+
+
+@given(
+    *(st.integers(0, 255) for _ in range(4)),
+    st.sampled_from([0, 65, 1000]),
+    st.integers(0, 255),
+    st.sampled_from([0, 48, 1460, 65535]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 3),
+    st.booleans(),
+    st.binary(max_size=300),
+)
+def test_no_context_of_a_driver_makes_a_header_that_leaves_its_packet(
+    ip: int, ip_put: int, start: int, put: int, end: int, length: int, size: int,
+    is_tcp: bool, is_v4: bool, options: int, segment: bool, packet: bytes,
+) -> None:  # fmt: skip
+    context = Context(ip, ip_put, 0, start, put, end, length, size, is_tcp, is_v4)
+    made = bytearray(packet)
+    header = header_of(made, context, options, OFFLOADS, segment=segment)
+    assert len(made) == len(packet)
+    if header is not None:
+        flags, _, _, _, begin, offset, _ = NET_HDR.unpack(header)
+        assert flags == 1
+        assert begin + offset + 2 <= len(packet)
 
 
 def test_a_frame_arrives_in_the_guests_buffer(driver: Driver) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bivisor.errors import HostError, UsageError
 from bivisor.host.framed import FramedStream
-from bivisor.host.link import SocketLink
+from bivisor.host.link import SocketLink, patch
 from bivisor.host.loop import EventLoop, ManualLoop
 from bivisor.host.passt import Passt, without_padding
 from bivisor.host.tap import Tap
@@ -213,3 +213,48 @@ def test_passt_answers_and_ends_with_its_wire() -> None:
     loop.close()
     with pytest.raises(ProcessLookupError):
         os.kill(wire.pid, 0)
+
+
+def test_a_patch_cord_carries_packets_at_once_one_way_and_in_the_loops_turn_the_other() -> None:
+    loop, room = ManualLoop(), memoryview(bytearray(100))
+    prompt, patient = patch(loop)
+    heard: list[bytes] = []
+
+    def hear() -> None:
+        while size := prompt.receive([room[:2], room[2:]]):
+            heard.append(bytes(room[:size]))
+
+    prompt.watch(hear, None)
+    assert patient.send([memoryview(b"one"), memoryview(b" piece")])
+    assert heard == [b"one piece"]
+    calls: list[int] = []
+    patient.watch(lambda: calls.append(patient.receive([room])), None)
+    assert prompt.send([memoryview(b"back")])
+    assert calls == []
+    loop.run_soon()
+    assert calls[0] == 4
+
+
+def test_a_full_patch_cord_tells_when_there_is_room_again_and_outlives_its_other_end() -> None:
+    loop, room = ManualLoop(), memoryview(bytearray(1 << 16))
+    prompt, patient = patch(loop)
+    data = memoryview(bytes(1 << 16))
+    sent = 0
+    while patient.send([data]):
+        sent += 1
+    told: list[int] = []
+
+    def has_room() -> None:
+        told.append(1)
+        patient.watch(None, None)
+
+    patient.watch(None, has_room)
+    loop.run_soon()
+    assert told == []
+    assert [prompt.receive([room]) for _ in range(sent + 1)] == [1 << 16] * sent + [0]
+    loop.run_soon()
+    assert told == [1]
+    prompt.close()
+    assert patient.send([data])
+    assert patient.receive([room]) == 0
+    patient.close()

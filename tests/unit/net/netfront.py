@@ -405,6 +405,7 @@ class Way:
     """The wire of a network out of the host: it sends only if `is_open`, and has what is `waiting`."""
 
     has_header = False
+    frame_max = 0
     offloads = 0
 
     def __init__(self) -> None:

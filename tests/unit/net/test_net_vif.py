@@ -353,3 +353,17 @@ def test_on_a_shared_network_a_wire_without_room_keeps_a_bounded_amount_and_stop
         way.writable()
         assert way.sent == [BROADCAST + frame_of(60000, number)[6:] for number in range(kept)]
         wire.close()
+
+
+def test_a_wire_that_takes_long_frames_gets_a_packet_in_few_pieces() -> None:
+    with host() as world:
+        front, way = world.front(), Way()
+        way.frame_max = 30000
+        wire = Wire(world.bridge, way)
+        payload = random.Random(3).randbytes(60000)
+        data = ethernet(with_checksum(ipv4(6, tcp(payload)), blank=True), 0x0800)
+        front.send(data, flags=abi.NETTXF_CSUM_BLANK, gso=(abi.XEN_NETIF_GSO_TYPE_TCPV4, 1460))
+        assert [len(frame) for frame in way.sent] == [54 + 29200, 54 + 29200, 54 + 1600]
+        assert b"".join(frame[54:] for frame in way.sent) == payload
+        assert all(is_right(frame[14:]) for frame in way.sent)
+        wire.close()

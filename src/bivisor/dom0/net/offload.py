@@ -25,11 +25,13 @@ _CWR, _PSH, _FIN = 0x80, 0x08, 0x01
 @dataclass(frozen=True, slots=True)
 class Takes:
     """What a receiver can do itself: complete checksums of packets in IPv4 and in IPv6, take packets that are still to
-    be cut (a set of XEN_NETIF_GSO_TYPE_*)."""
+    be cut (a set of XEN_NETIF_GSO_TYPE_*). `frame_max`: segments may be cut so long that their frames have up to this
+    many bytes, whatever their sender says."""
 
     ipv4_checksum: bool = False
     ipv6_checksum: bool = False
     gso: frozenset[int] = frozenset()
+    frame_max: int = 0
 
     def takes(self, frame: Frame, layers: Layers) -> bool:
         """Whether it takes `frame`, which wants something done, as it is."""
@@ -67,8 +69,9 @@ def adapt(frame: Frame, takes: Takes) -> Iterable[Frame]:
         return (frame,)
     if not frame.gso_type:
         return (_completed(frame, layers),)
-    count = max(1, -(-(layers.end - layers.payload) // frame.gso_size))
-    return _segments(frame, layers, count) if count <= SEGMENTS_MAX else ()
+    size = frame.gso_size * max(1, (takes.frame_max - layers.payload) // frame.gso_size)
+    count = max(1, -(-(layers.end - layers.payload) // size))
+    return _segments(frame, layers, count, size) if count <= SEGMENTS_MAX else ()
 
 
 def _pseudo(head: bytes | bytearray, layers: Layers, length: int) -> bytes:
@@ -118,9 +121,9 @@ def _completed(frame: Frame, layers: Layers) -> Frame:
     return Frame.of(bytes(packet + padding), validated=True)
 
 
-def _segments(frame: Frame, layers: Layers, count: int) -> Iterator[Frame]:
+def _segments(frame: Frame, layers: Layers, count: int, size: int) -> Iterator[Frame]:
     packet = memoryview(b"".join(frame.parts))
-    start, end, size = layers.payload, layers.end, frame.gso_size
+    start, end = layers.payload, layers.end
     header = bytes(frame.head[:start])
     for index in range(count):
         first = start + index * size

@@ -41,7 +41,7 @@ class Wire:
         self._bridge = bridge
         self._backend = backend
         self._has_header = backend.has_header
-        self._takes = _TAKES if backend.has_header else Takes()
+        self._takes = _TAKES if backend.has_header else Takes(frame_max=backend.frame_max)
         self._buffer = memoryview(bytearray(_ROOM))
         self._frame = self._buffer if backend.has_header else self._buffer[NET_HDR.size :]
         self._waiting: deque[bytes] = deque()

@@ -13,6 +13,7 @@ from bivisor.errors import GuestAddressError
 from bivisor.host.loop import Clock, Timer
 from bivisor.platform.e1000 import registers as r
 from bivisor.platform.e1000.arrival import frames_of
+from bivisor.platform.e1000.departure import header_of
 from bivisor.platform.e1000.eeprom import Eeprom
 from bivisor.platform.e1000.transmit import FRAME_MAX, FRAME_MIN, PACKET_MAX, Context, frames
 from bivisor.platform.fwcfg import Memory
@@ -47,7 +48,7 @@ class E1000(PciFunction):
         self._mac = parse_mac(mac)
         self._eeprom = Eeprom(self._mac)
         self._room = memoryview(bytearray(PACKET_MAX + _VIRTIO_HEADER))
-        self._outgoing: deque[bytearray] = deque()
+        self._outgoing: deque[tuple[memoryview, ...]] = deque()
         self._arrived: deque[bytes] = deque()
         self._io_address = 0
         self._readers: dict[int, Callable[[], int]] = {
@@ -217,7 +218,7 @@ class E1000(PciFunction):
         """Give the wire what waits for it; whether it took all of that."""
         outgoing = self._outgoing
         while outgoing:
-            if not self._put_on_wire(outgoing[0]):
+            if not self._backend.send(outgoing[0]):
                 return False
             outgoing.popleft()
         return True
@@ -241,9 +242,7 @@ class E1000(PciFunction):
         if command & r.CMD_EOP:
             packet, self._packet = self._packet, bytearray()
             if extended:
-                segment = bool(command & r.CMD_TSE)
-                for frame in frames(packet, self._context, options, segment=segment):
-                    self._send(frame)
+                self._send_packet(packet, options, segment=bool(command & r.CMD_TSE))
             else:
                 if command & r.CMD_IC:
                     _, _, put, _, _, start, _ = r.TX_LEGACY.unpack(raw)
@@ -252,13 +251,22 @@ class E1000(PciFunction):
                 self._send(packet)
         return bool(command & r.CMD_RS)
 
-    def _send(self, frame: bytearray) -> None:
-        if FRAME_MIN <= len(frame) <= FRAME_MAX and (self._outgoing or not self._put_on_wire(frame)):
-            self._outgoing.append(frame)
+    def _send_packet(self, packet: bytearray, options: int, *, segment: bool) -> None:
+        backend = self._backend
+        if backend.has_header:
+            header = header_of(packet, self._context, options, backend.offloads, segment=segment)
+            if header is not None:
+                self._send(packet, memoryview(header))
+                return
+        for frame in frames(packet, self._context, options, segment=segment):
+            self._send(frame)
 
-    def _put_on_wire(self, frame: bytearray) -> bool:
-        head = [_NO_OFFLOADS] if self._backend.has_header else []
-        return self._backend.send([*head, memoryview(frame)])
+    def _send(self, frame: bytearray, header: memoryview = _NO_OFFLOADS) -> None:
+        """Put a frame on the wire, behind those that wait for it. Only one with a header of its own may be longer."""
+        if len(frame) >= FRAME_MIN and (len(frame) <= FRAME_MAX or header is not _NO_OFFLOADS):
+            views = (header, memoryview(frame)) if self._backend.has_header else (memoryview(frame),)
+            if self._outgoing or not self._backend.send(views):
+                self._outgoing.append(views)
 
     def _set_receive(self, value: int) -> None:
         self._registers[r.RCTL] = value

@@ -53,6 +53,8 @@ class NetBackend(Protocol):
 
     has_header: bool
     offloads: int
+    frame_max: int
+    """How long a frame may be that is cut from a longer TCP packet; 0: as its sender says. Only without a header."""
 
     def set_offloads(self, features: int) -> None:
         """The guest takes what the GUEST_ bits of `features` say; 0 when there is no driver."""

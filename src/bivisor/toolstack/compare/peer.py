@@ -49,6 +49,7 @@ class Peer:
     called when the first and when `enough` of them have come."""
 
     has_header = True
+    frame_max = 0
     offloads = OFFLOADS
 
     def __init__(self, loop: Loop, enough: int) -> None:
