@@ -5,7 +5,6 @@ Specification: Intel 317453, section 13 "Register Descriptions". The wire is a `
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from bivisor.platform.e1000 import registers as r
 from bivisor.platform.e1000.arrival import frames_of
 from bivisor.platform.e1000.departure import header_of
 from bivisor.platform.e1000.eeprom import Eeprom
+from bivisor.platform.e1000.ring import Ring, store
 from bivisor.platform.e1000.transmit import FRAME_MAX, FRAME_MIN, PACKET_MAX, Context, frames
 from bivisor.platform.fwcfg import Memory
 from bivisor.platform.pci import BarKind, Identity, PciFunction
@@ -22,10 +22,12 @@ from bivisor.platform.virtio.net import NetBackend, parse_mac
 
 REGISTERS = 0x2_0000
 IO_PORTS = 0x40
-TURN = 64
+TURN = 256
 SENT_INTERVAL_S = 2e-3
 """Between two interrupts that only say what was sent; the real card's timers ("TIDV") serve the same end. A
 stack whose frames are all gone at once never puts data together into longer segments."""
+
+CRC_BYTES = 4
 
 _SENT = r.INT_TXDW | r.INT_TXQE
 _PHY = {0: 0x1140, 1: 0x796D, 2: 0x0141, 3: 0x0C20, 4: 0x0DE1, 5: 0xCDE1, 6: 1, 9: 0x0E00, 10: 0x3C00, 17: 0xAC08}
@@ -170,11 +172,11 @@ class E1000(PciFunction):
 
     # Rings
 
-    def _ring(self, low: int) -> tuple[int, int, int]:
-        """(address, descriptors, head) of the ring whose registers begin at `low`."""
+    def _ring(self, low: int) -> Ring:
+        """The ring whose registers begin at `low`."""
         g = self._registers.get
-        base = g(low, 0) & ~15 | g(low + 4, 0) << 32
-        return base, (g(low + 8, 0) & 0xF_FF80) // r.DESCRIPTOR, g(low + 0x10, 0) & 0xFFFF
+        count = (g(low + 8, 0) & 0xF_FF80) // r.DESCRIPTOR
+        return Ring(g(low, 0) & ~15 | g(low + 4, 0) << 32, count, g(low + 0x10, 0) & 0xFFFF, g(low + 0x18, 0))
 
     def _set_transmit(self, value: int) -> None:
         self._registers[r.TCTL] = value
@@ -186,31 +188,34 @@ class E1000(PciFunction):
 
     def _transmit(self) -> None:
         """Send what the ring has, as far as the wire takes it; after a turn of its own the loop goes on with it."""
-        base, count, head = self._ring(r.TDBAL)
-        tail = self._registers.get(r.TDT, 0)
-        if not self._registers.get(r.TCTL, 0) & r.TCTL_EN or not self.bus_master or head >= count or tail >= count:
+        ring = self._ring(r.TDBAL)
+        if (
+            not self._registers.get(r.TCTL, 0) & r.TCTL_EN
+            or not self.bus_master
+            or max(ring.head, ring.tail) >= ring.count
+        ):
             self._sending = False
             return
-        causes = 0
+        head, causes = ring.head, 0
         try:
-            for _ in range(TURN):
-                if head == tail or not self._flush():
+            descriptors = ring.view(self._memory)
+            for _ in range(min(ring.held, TURN)):
+                if not self._flush():
                     break
-                at = base + head * r.DESCRIPTOR
-                if self._send_descriptor(bytes(self._memory.view(at, r.DESCRIPTOR))):
-                    view = self._memory.view(at + 12, 1)
-                    view[0] |= r.DD
-                    self._memory.written(at + 12, 1)
+                at = head * r.DESCRIPTOR
+                if self._send_descriptor(bytes(descriptors[at : at + r.DESCRIPTOR])):
+                    descriptors[at + 12] |= r.DD
                     causes |= r.INT_TXDW
-                head = (head + 1) % count
+                head = (head + 1) % ring.count
+            ring.written(self._memory, head)
         except GuestAddressError:
             self._packet.clear()  # a ring or a buffer that is not memory: what is left of the ring is lost
-            head = tail
-        self._unsaid += (head - self._registers.get(r.TDH, 0)) % count
-        if self._unsaid > count // 2:
+            head = ring.tail
+        self._unsaid += (head - ring.head) % ring.count
+        if self._unsaid > ring.count // 2:
             self._hush = 0.0  # a driver that waits for room is not kept waiting
         self._registers[r.TDH] = head
-        self._sending = head != tail
+        self._sending = head != ring.tail
         self._watch()
         self._cause(causes | (0 if self._sending else r.INT_TXQE))
 
@@ -280,42 +285,47 @@ class E1000(PciFunction):
         self._watch()
 
     def _watch(self) -> None:
-        _, count, head = self._ring(r.RDBAL)
-        ready = self._registers.get(r.RCTL, 0) & r.RCTL_EN and head < count and head != self._registers.get(r.RDT, 0)
-        ready = ready and not self._arrived
+        ready = self._registers.get(r.RCTL, 0) & r.RCTL_EN and not self._arrived and self._ring(r.RDBAL).held
         sending = self._sending or self._outgoing
         self._backend.watch(self._receive if ready else None, self._wire_ready if sending else None)
 
     def _receive(self) -> None:
         """A turn of arriving frames, with one interrupt for all. What a packet becomes waits until all of it has found
         room: a neighbour that sends 64 KiB at once would have to send them again."""
+        arrived, room, has_header = self._arrived, self._room, self._backend.has_header
+        free = self._ring(r.RDBAL).held
         for _ in range(TURN):
-            _, count, head = self._ring(r.RDBAL)
-            if head >= count or head == self._registers.get(r.RDT, 0):
+            if len(arrived) >= free:
                 break
-            length = self._backend.receive([self._room])
+            length = self._backend.receive([room])
             if length < 0:
                 self._backend.watch(None, None)
             if length <= 0:
+                self._store_arrived()
                 self._drive()
                 return
-            packet = self._room[:length]
-            frames = frames_of(packet) if self._backend.has_header else (packet,)
-            self._arrived += (
-                bytes(each) for each in frames if FRAME_MIN <= len(each) <= FRAME_MAX and self._is_ours(each)
-            )
-            if not self._store_arrived():
-                break
+            packet = room[:length]
+            for each in frames_of(packet) if has_header else (packet,):
+                if FRAME_MIN <= len(each) <= FRAME_MAX and self._is_ours(each):
+                    arrived.append(bytes(each))
+        self._store_arrived()
         self._drive()
         self._watch()
 
-    def _store_arrived(self) -> bool:
-        """Put what has arrived into the guest's buffers; False where they do not suffice."""
-        while self._arrived:
-            if not self._store(self._arrived[0]):
-                return False
-            self._arrived.popleft()
-        return True
+    def _store_arrived(self) -> None:
+        """Put what has arrived into the guest's buffers, as far as they suffice."""
+        if not self._arrived:
+            return
+        ring = self._ring(r.RDBAL)
+        if not self.bus_master or not ring.count:
+            self._arrived.clear()
+            self._causes |= r.INT_RXO
+        elif ring.held:
+            control = self._registers.get(r.RCTL, 0)
+            room = _SIZES[control >> 16 & 3] * (16 if control & r.RCTL_BSEX and control >> 16 & 3 else 1)
+            crc = 0 if control & r.RCTL_SECRC else CRC_BYTES
+            self._registers[r.RDH], causes = store(self._memory, ring, self._arrived, room, crc)
+            self._causes |= causes
 
     def _is_ours(self, frame: memoryview) -> bool:
         control = self._registers.get(r.RCTL, 0)
@@ -323,39 +333,8 @@ class E1000(PciFunction):
             broadcast = bytes(frame[:6]) == b"\xff" * 6
             # the multicast table may let more through than the guest asked for; its stack sorts them out
             return bool(control & (r.RCTL_BAM if broadcast else r.RCTL_MPE) or not broadcast)
-        own = struct.pack("<II", self._registers.get(r.RAL0, 0), self._registers.get(r.RAH0, 0))[:6]
-        return bool(control & r.RCTL_UPE) or bytes(frame[:6]) == own
-
-    def _store(self, frame: bytes) -> bool:
-        """Put a frame into the next buffers; False where it has to wait for more of them."""
-        base, count, head = self._ring(r.RDBAL)
-        control = self._registers.get(r.RCTL, 0)
-        room = _SIZES[control >> 16 & 3] * (16 if control & r.RCTL_BSEX and control >> 16 & 3 else 1)
-        data = frame.ljust(60, b"\0") + (b"" if control & r.RCTL_SECRC else bytes(4))
-        available = (self._registers.get(r.RDT, 0) - head) % count if head < count else 0
-        pieces = range(0, len(data), room)
-        if not self.bus_master or len(pieces) >= count:  # there never will be room
-            self._causes |= r.INT_RXO
-            return True
-        if len(pieces) > available:
-            return False
-        try:
-            for start in pieces:
-                piece = data[start : start + room]
-                at = base + head * r.DESCRIPTOR
-                (address,) = struct.unpack("<Q", self._memory.view(at, 8))
-                self._memory.view(address, len(piece))[:] = piece
-                self._memory.written(address, len(piece))
-                status = r.DD | (r.RX_EOP if start + room >= len(data) else 0)
-                self._memory.view(at, r.DESCRIPTOR)[:] = r.RX_DESCRIPTOR.pack(address, len(piece), 0, status, 0, 0)
-                self._memory.written(at, r.DESCRIPTOR)
-                head = (head + 1) % count
-        except GuestAddressError:
-            self._causes |= r.INT_RXO
-            return True
-        self._registers[r.RDH] = head
-        self._causes |= r.INT_RXT0
-        return True
+        own = self._registers.get(r.RAH0, 0) << 32 & 0xFFFF_0000_0000 | self._registers.get(r.RAL0, 0)
+        return bool(control & r.RCTL_UPE) or int.from_bytes(frame[:6], "little") == own
 
     def close(self) -> None:
         """See `PciFunction.close`; the wire stays its owner's."""
