@@ -178,13 +178,12 @@ class HvmBoard:
     # ---------------------------------------------------------------- unplug
 
     def _unplug(self, what: Unplug) -> None:
-        """The guest's PV drivers take over: CD-ROM drives stay, as in QEMU."""
+        """The guest's PV drivers take over: controllers and CD-ROM drives stay, as in QEMU."""
         if what & Unplug.IDE_DISKS and self._ahci is not None:
-            disks = [port.drive for port in self._ahci.ports if port.drive is not None]
-            self.pci.remove(self._ahci)
-            self._ahci = None
-            for disk in disks:
-                self._held.pop(disk)()
+            for port in self._ahci.ports:
+                if port.drive is not None:
+                    self._held.pop(port.drive)()
+                    port.unplug()
         if what & (Unplug.IDE_DISKS | Unplug.AUX_IDE_DISKS):
             first = 0 if what & Unplug.IDE_DISKS else 1
             for number, channel in enumerate(self.ide.channels):
@@ -192,6 +191,7 @@ class HvmBoard:
                     if isinstance(drive, AtaDisk) and number * 2 + place >= first:
                         channel.drives[place] = None
                         self._held.pop(drive)()
+            self.ide.forget_setup()
         if what & Unplug.NICS:
             for card in self._nics:
                 self.pci.remove(card)

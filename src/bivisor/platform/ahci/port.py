@@ -49,6 +49,11 @@ class Port:
         self.drive = drive
         self.reset()
 
+    def unplug(self) -> None:
+        """Nothing is behind the port any more; a command that it had is forgotten."""
+        self.drive = None
+        self.reset()
+
     def reset(self) -> None:
         """Power on, or a reset of the controller (10.4.3); the addresses of the lists are kept."""
         self._registers |= {

@@ -58,6 +58,11 @@ class PiixIde(PciFunction):
         """Plug `drive` in: 0 and 1 are the primary channel's, 2 and 3 the secondary's."""
         self.channels[place >> 1].drives[place & 1] = drive
 
+    def forget_setup(self) -> None:
+        """The function as after a reset: whoever wants its bus masters has to place them again."""
+        self.config_write(reg.COMMAND, 2, 0)
+        self.config_write(reg.BAR0 + 4 * _BUS_MASTER_BAR, 4, 0)
+
 
 class _Masters:
     def __init__(self, masters: list[BusMaster]) -> None:
