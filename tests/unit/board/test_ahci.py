@@ -96,7 +96,7 @@ def driver(machine: Bench, disk: RamDisk) -> Driver:
 
 
 def test_the_link_is_up_where_a_drive_is_and_the_signature_tells_its_kind(machine: Bench, driver: Driver) -> None:
-    assert driver.name == "/pci@i0cf8/sata@3/drive@0/disk@0"
+    assert driver.name == "/pci@i0cf8/pci8086,2922@3/drive@0/disk@0"
     assert machine.board.add_sata_drive(CdRom(None)).endswith("drive@1/disk@0")
     assert (driver.port(r.SSTS), driver.port(r.SIG)) == (0x113, 0x101)
     assert driver.get(r.PORT_BASE + r.PORT_SIZE + r.SIG) == 0xEB14_0101

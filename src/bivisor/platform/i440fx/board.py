@@ -143,7 +143,8 @@ class I440fxBoard:
             self.ahci = Ahci(self._site.memory)
             self.add(self.ahci)
         port = self.ahci.add_drive(drive)
-        return f"/pci@i0cf8/sata@{self.pci.slot_of(self.ahci):x}/drive@{port:x}/disk@0"
+        # SeaBIOS takes any name for the controller, OVMF only QEMU's
+        return f"/pci@i0cf8/pci8086,2922@{self.pci.slot_of(self.ahci):x}/drive@{port:x}/disk@0"
 
     def add(self, function: PciFunction, slot: int | None = None) -> int:
         """See `Board.add`."""
