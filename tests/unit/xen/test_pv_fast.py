@@ -136,6 +136,20 @@ def test_entries_get_bits_of_the_hypervisors_if_it_says_so() -> None:
         assert native.table.pages.words[4 << 9 | 2] == wanted
 
 
+@pytest.mark.parametrize("table", [2, 3])
+def test_what_leads_nowhere_is_cleared_natively_in_tables_above(table: int) -> None:
+    native = Native()
+    assert native.update(table << 12 | 8 * 7, 41 << 12) == 1
+    assert native.table.pages.words[table << 9 | 7] == 41 << 12
+    assert native.update(table << 12 | 8 * 7, 0) == 1
+    before = native.snapshot()
+    for address, value in ((table << 12, 0), (table << 12 | 8 * 7, 41 << 12 | P), (table << 12 | 8 * 7 | 2, 0)):
+        assert native.update(address, value) == 0
+        native.table.memory[LIST * PAGE : LIST * PAGE + 16] = before[0][LIST * PAGE : LIST * PAGE + 16]
+        assert native.snapshot() == before
+    assert native.update(1 << 12 | 8 * 7, 0) == 0
+
+
 def test_a_change_of_address_space_counts_as_the_slow_way_does() -> None:
     native = Native()
     count, values = native.table.pages.count, native.state.values

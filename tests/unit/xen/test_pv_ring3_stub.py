@@ -67,11 +67,19 @@ def test_a_guest_reaches_the_table_of_frames_and_the_gate_alone_and_writes_neith
     for linear in (
         h.STUB,
         h.IDT,
+        h.NEAR,
         h.WINDOW,
+        h.TYPES,
+        h.TYPES + h.COUNTS,
         *(block.linear + page * 4096 for block in hidden.cpus for page in range(37)),
     ):
         found = walk(hidden, linear)
         assert found is None or not found[1]
+    for linear, part in ((h.TYPES + FRAMES - 1, hidden.kind), (h.TYPES + h.COUNTS + 4 * FRAMES - 4, hidden.count)):
+        found = walk(hidden, linear)
+        assert found is not None and found[2]
+        part[FRAMES - 1] = 7
+        assert hidden.view[found[0]] == 7
 
 
 def test_each_processor_has_a_stack_and_data_of_its_own(hidden: h.Hidden) -> None:

@@ -115,7 +115,8 @@ class Ring3Guest(PvGuest):
         sregs = vcpu.get_sregs()
         sregs.cs = Segment.flat(_KERNEL_CS, code=True, long=True, dpl=3)
         sregs.ss = Segment.flat(_KERNEL_SS, code=False, dpl=3)
-        sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ldt = Segment(unusable=1)
+        sregs.ds = sregs.es = sregs.fs = sregs.gs = Segment(unusable=1)
+        sregs.ldt = Segment(limit=0, unusable=1)  # an emulated processor looks at the limit alone
         sregs.tr = Segment(base=block.linear + h.TSS * PAGE, limit=h.TSS_LIMIT, selector=h.TASK, type=11, s=0)
         sregs.gdt = DescriptorTable(block.linear, h.GDT_LIMIT)
         sregs.idt = DescriptorTable(h.IDT, PAGE - 1)
