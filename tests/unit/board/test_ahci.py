@@ -261,6 +261,33 @@ def test_registers_can_be_reached_by_index_and_data(machine: Bench, driver: Driv
     assert machine.read(0xC014, 4) == 0 and machine.read(0xC014, 1) == 0
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((0x80, 0x82, 0x84, 0x88, 0x8C, 0x90, 0xA8, 0x20, 0x04)) | st.integers(0xC000, 0xC01F),
+            st.sampled_from((1, 2, 4)),
+            st.integers(0, 0xFFFF_FFFF),
+        ),
+        max_size=40,
+    )
+)
+def test_nothing_that_a_guest_writes_to_capabilities_or_ports_raises(steps: list[tuple[int, int, int]]) -> None:
+    with bench() as machine:
+        driver = Driver(machine, AtaDisk(RamDisk(IMAGE), sata=True))
+        machine.config(3, 0, 0x20, 0xC000)
+        machine.config(3, 0, 0x04, 7)
+        for at, size, value in steps:
+            masked = value & (1 << 8 * size) - 1
+            if at < 0x100:
+                machine.config(3, 0, at, masked, size)
+            else:
+                machine.write(at, masked, size)
+                assert 0 <= machine.read(at, size) < 1 << 8 * size
+            driver.port(r.PXIE, value)
+        assert all(address >> 20 == 0xFEE for address, _ in machine.messages)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(

@@ -12,9 +12,9 @@ from bivisor.platform.irqchip import PcIrqChip
 
 
 class Apic:
-    def __init__(self) -> None:
+    def __init__(self, pins: int = 24, version: int = 0x20) -> None:
         self.messages: list[tuple[int, int]] = []
-        self.chip = IoApic(lambda address, data: self.messages.append((address, data)))
+        self.chip = IoApic(lambda address, data: self.messages.append((address, data)), pins=pins, version=version)
 
     def get(self, register: int) -> int:
         self.chip.write(0, 4, register)
@@ -31,6 +31,18 @@ class Apic:
 
 def test_it_says_its_version_and_number_of_pins() -> None:
     assert Apic().get(1) == 0x170020
+
+
+def test_one_of_xen_has_48_pins_and_no_eoi_register() -> None:
+    apic = Apic(48, 0x11)
+    assert apic.get(1) == 0x2F0011
+    apic.entry(47, 0x51 | LEVEL)
+    apic.chip.set_line(47, True)
+    apic.chip.write(0x40, 4, 0x51)
+    assert len(apic.messages) == 1
+    apic.chip.end_of_interrupt(0x51)
+    assert apic.messages == [(0xFEE0_0000, 0xC051)] * 2
+    assert apic.get(0x10 + 2 * 48) == 0
 
 
 def test_every_entry_is_masked_at_reset() -> None:
