@@ -92,7 +92,7 @@ class Kernel:
         lstar = self.block.linear + h.NATIVE * PAGE
         self.vcpu.set_msrs({Msr.IA32_STAR: star, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: int(Rflags.IF)})
 
-    def run(self, code: bytes, **registers: int) -> tuple[int, int]:
+    def run(self, code: bytes, flags: int = 0, **registers: int) -> tuple[int, int]:
         """The port by which the stub comes out, and RIP of the frame that it has."""
         self.memory.write(CODE * PAGE, code)
         self.machine.invalidate(CODE * PAGE, len(code))
@@ -101,7 +101,7 @@ class Kernel:
         sregs.cs = Segment.flat(0xE033, code=True, long=True, dpl=3)
         sregs.ss = Segment.flat(0xE02B, code=False, dpl=3)
         self.vcpu.set_sregs(sregs)
-        self.vcpu.set_regs(Regs(rip=0x1000, rsp=0x2F00, rflags=Rflags.FIXED | Rflags.IF, **registers))
+        self.vcpu.set_regs(Regs(rip=0x1000, rsp=0x2F00, rflags=Rflags.FIXED | Rflags.IF | flags, **registers))
         exit_ = self.vcpu.run()
         assert isinstance(exit_, PortIo)
         return exit_.port, (self.block.second if exit_.port == TRAP_PORT else self.block.frame)[3]
@@ -235,5 +235,6 @@ def test_page_tables_of_several_processors_are_changed_outside(kernel: Kernel) -
 
 def test_a_kernel_that_turns_interrupts_off_and_on_is_not_asked_why(kernel: Kernel) -> None:
     assert kernel.run(CLI + STI + CLI + HLT) == (TRAP_PORT, 0x1003)
+    assert kernel.run(CLI + HLT, Rflags.TF) == (TRAP_PORT, 0x1000)  # a step, which ends behind it
     kernel.block.bytes[0] = 0  # a program
     assert kernel.run(CLI + HLT) == (TRAP_PORT, 0x1000)

@@ -173,6 +173,8 @@ protection:
         jne     2f
         test    byte ptr [rsp + 16], 3          # at CPL 0 this is IRETQ's in stub.S
         jz      2f
+        test    byte ptr [rsp + 25], 1          # TF: a step ends behind the instruction
+        jnz     2f
         push    rcx
         push    r11
         mov     rcx, [rsp + 24]
