@@ -11,7 +11,7 @@ import pytest
 # The start-up test runs a guest on a library whose inside is not what is expected: in a process of its own.
 _OPEN = """
 import sys
-from bivisor.cpu.soft import private
+from bivisor.cpu.soft import library, private
 from bivisor.cpu.soft.engine import SoftEngine
 from bivisor.errors import HostError
 {change}
@@ -42,11 +42,11 @@ def test_the_library_that_is_installed_passes() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("private.VERSION = '2.2.0'", "needs Unicorn 2.2.0, and 2.1.4 is installed"),
+        ("library.VERSION = '2.2.0'", "needs Unicorn 2.2.0, and 2.1.4 is installed"),
         ("sys.modules['unicorn'] = None", "pip install unicorn=="),
         ("private.CPU_ENV += 8", "lays out its processor differently"),
         ("private.ENV_IN_CPU += 16", "lays out its processor differently"),
-        ("private._HELPERS += ('helper_of_another_release',)", "lacks helper_of_another_release"),
+        ("library._HELPERS += ('helper_of_another_release',)", "lacks helper_of_another_release"),
         ("private.ENV_EIP += 8", "start-up test"),
         ("private.ENV_TSC_OFFSET += 8", "start-up test"),
         ("private.ENV_CR += 8", "start-up test"),

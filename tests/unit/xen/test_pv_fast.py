@@ -15,7 +15,7 @@ from pv_guests import FRAMES, RW, US, P, Table
 
 from bivisor.abi.xen.pv import MmuExt
 from bivisor.abi.xen.xen import DOMID_SELF, Hypercall
-from bivisor.cpu.soft import private
+from bivisor.cpu.soft import library
 from bivisor.memory import PAGE
 from bivisor.memory.atomics import address_of
 from bivisor.xen.pv import fast
@@ -49,7 +49,7 @@ class Native:
         self.state.values[fast.ROOT] = 1
         self.registers = (C.c_uint64 * 16)()
         prototype = C.CFUNCTYPE(C.c_uint64, C.c_void_p, C.c_void_p)
-        self._code = prototype(private.load().executable(fast.CODE))
+        self._code = prototype(library.load().executable(fast.CODE))
 
     def call(self, number: int, data: bytes, count: int, at: int = 0) -> int:
         table = self.table.memory

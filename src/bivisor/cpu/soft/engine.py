@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bivisor.cpu.registers import CpuidEntry
-from bivisor.cpu.soft import private, selftest
+from bivisor.cpu.soft import library, selftest
 from bivisor.cpu.soft.clock import TscFrequency
 from bivisor.cpu.soft.machine import SoftMachine
 from bivisor.cpu.soft.model import cpuid_model
@@ -19,7 +19,7 @@ class SoftEngine:
     """Of kernels that need no local APIC (see `turns.py`)."""
 
     def __init__(self) -> None:
-        self._library = private.load()
+        self._library = library.load()
         self._frequency = TscFrequency(self._library.rdtsc)
         if not self._library.proved:
             selftest.prove(SoftMachine(self._library, self._frequency))

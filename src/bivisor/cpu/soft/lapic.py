@@ -32,12 +32,7 @@ _LVT_WRITABLE = {
 }
 _ESR_SEND_ILLEGAL = 1 << 5
 _ESR_RECEIVE_ILLEGAL = 1 << 6
-_X2APIC_ONLY_SELF_IPI = 0x3F0
 _ALL = (1 << 256) - 1
-
-
-class ApicError(Exception):
-    """The guest did what the SDM answers with #GP (x2APIC reserved registers and bits)."""
 
 
 class Owner(Protocol):
@@ -284,42 +279,10 @@ class LocalApic:
         elif offset in self.lvt:
             self._write_lvt(offset, value)
 
-    def read_msr(self, index: int) -> int:
-        """x2APIC RDMSR (SDM 11.12.1.2). ApicError where the SDM says #GP."""
-        offset = (index - 0x800) << 4
-        if not self.x2apic or offset in (Apic.DFR, Apic.ICR_HIGH, Apic.EOI, _X2APIC_ONLY_SELF_IPI):
-            raise ApicError
-        if offset == Apic.ICR_LOW:
-            return self.icr
-        if offset == Apic.LDR:
-            return (self.index >> 4) << 16 | 1 << (self.index & 15)
-        if not (offset in self.lvt or offset in _READERS or Apic.ISR <= offset < Apic.ESR):
-            raise ApicError
-        return self.read(offset)
-
-    def write_msr(self, index: int, value: int) -> None:
-        """x2APIC WRMSR. ApicError where the SDM says #GP."""
-        if index == 0x80B and self.x2apic:
-            if value:
-                raise ApicError
-            self.eoi()
-            return
-        offset = (index - 0x800) << 4
-        if not self.x2apic or offset in (Apic.DFR, Apic.ICR_HIGH, Apic.ID, Apic.LDR):
-            raise ApicError
-        if offset == Apic.ICR_LOW:
-            self.icr = value & 0xFFFF_FFFF_000C_CFFF
-            self._send(value & 0xFFFF_FFFF, value >> 32)
-        elif value >> 32:
-            raise ApicError
-        elif offset == _X2APIC_ONLY_SELF_IPI:
-            self.request(value & 0xFF)
-        elif offset == Apic.ESR and value:
-            raise ApicError
-        elif offset in self.lvt or offset in _WRITERS:
-            self.write(offset, value)
-        else:
-            raise ApicError
+    def has(self, offset: int, *, writable: bool = False) -> bool:
+        """Whether there is a register at `offset`, or one that can be written."""
+        found = offset in self.lvt or offset in (_WRITERS if writable else _READERS)
+        return found or (not writable and Apic.ISR <= offset < Apic.ESR)
 
     def _write_lvt(self, offset: int, value: int) -> None:
         value &= _LVT_WRITABLE[Apic(offset)]
@@ -348,7 +311,7 @@ class LocalApic:
 
     def _write_icr_low(self, value: int) -> None:
         self.icr = self.icr & ~0xFFFF_FFFF | value & 0x000C_CFFF
-        self._send(value, self.icr >> 56)
+        self.send(value, self.icr >> 56)
 
     def _write_icr_high(self, value: int) -> None:
         self.icr = self.icr & 0xFFFF_FFFF | value << 32
@@ -364,7 +327,8 @@ class LocalApic:
         if self._initial:
             self._start()
 
-    def _send(self, low: int, destination: int) -> None:
+    def send(self, low: int, destination: int) -> None:
+        """Send the IPI that the low half of the ICR describes (SDM 11.6.1)."""
         vector, mode, shorthand = low & 0xFF, low >> 8 & 7, low >> 18 & 3
         if mode in (_MODE_FIXED, _MODE_LOWEST) and vector < 16:
             self._error(_ESR_SEND_ILLEGAL)

@@ -9,6 +9,7 @@ from bivisor.cpu.contract import IrqChip
 from bivisor.cpu.soft import private as p
 from bivisor.cpu.soft.clock import TscFrequency
 from bivisor.cpu.soft.eventfds import IrqfdThread, Signals
+from bivisor.cpu.soft.library import Library
 from bivisor.cpu.soft.maps import MemoryMap
 from bivisor.cpu.soft.turns import Turns
 from bivisor.cpu.soft.vcpu import SoftVcpu
@@ -25,7 +26,7 @@ _HOOK_MEM_FETCH_PROT = 1 << 9
 class SoftMachine(MemoryMap):
     """See `bivisor.cpu.contract.Machine`. `hypercall_abi` says in which registers hypercalls pass their arguments."""
 
-    def __init__(self, library: p.Library, frequency: TscFrequency) -> None:
+    def __init__(self, library: Library, frequency: TscFrequency) -> None:
         super().__init__(library)
         self._frequency = frequency
         self.hypercall_abi = "kvm"

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bivisor.cpu.soft import private as p
+from bivisor.cpu.soft.library import Library
 from bivisor.errors import EngineError, GuestAddressError
 from bivisor.memory import PAGE, Slot
 
@@ -45,7 +46,7 @@ class _Mapped:
 class MemoryMap:
     """The memory of one library. Slots and pages are as in `bivisor.cpu.contract.Machine`."""
 
-    def __init__(self, library: p.Library) -> None:
+    def __init__(self, library: Library) -> None:
         self._library = library
         self.context = p.Context()
         self._vcpu: SoftVcpu | None = None

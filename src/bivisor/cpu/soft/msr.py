@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from bivisor.abi.x86 import APIC_BASE_BSP, APIC_BASE_ENABLE, APIC_BASE_EXTD, Cr0, Efer, Msr
-from bivisor.cpu.soft import clock
-from bivisor.cpu.soft.lapic import ApicError, LocalApic
+from bivisor.cpu.soft import clock, x2apic
+from bivisor.cpu.soft.lapic import LocalApic
 from bivisor.cpu.soft.model import PHYSICAL_BITS
 from bivisor.cpu.soft.private import Cpu
 
@@ -126,8 +126,8 @@ class Msrs:
     def _x2apic_reader(self, index: int) -> Callable[[], int]:
         def read() -> int:
             try:
-                return self._apic.read_msr(index)
-            except ApicError:
+                return x2apic.read_msr(self._apic, index)
+            except x2apic.ApicError:
                 raise MsrFault from None
 
         return read
@@ -135,8 +135,8 @@ class Msrs:
     def _x2apic_writer(self, index: int) -> Callable[[int], None]:
         def write(value: int) -> None:
             try:
-                self._apic.write_msr(index, value)
-            except ApicError:
+                x2apic.write_msr(self._apic, index, value)
+            except x2apic.ApicError:
                 raise MsrFault from None
 
         return write

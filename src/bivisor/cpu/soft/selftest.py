@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bivisor.abi.x86 import Cr0, Cr4, Efer, Msr, Pte, Vector
 from bivisor.cpu.exits import Direction, Exit, Hlt, Mmio, PortIo, WrMsr
 from bivisor.cpu.registers import CpuidEntry, DescriptorTable, Regs, Segment, Sregs
-from bivisor.cpu.soft import private
+from bivisor.cpu.soft.library import VERSION
 from bivisor.errors import BivisorError, EngineError, HostError
 from bivisor.memory import GuestMemory
 
@@ -76,8 +76,8 @@ def prove(machine: SoftMachine) -> None:
 
 def _mismatch(detail: str) -> HostError:
     return HostError(
-        f"Unicorn {private.VERSION} does not pass the start-up test of the engine `soft` ({detail}): this build is not "
-        f"the wheel that it was made for; pip install --force-reinstall unicorn=={private.VERSION}"
+        f"Unicorn {VERSION} does not pass the start-up test of the engine `soft` ({detail}): this build is not "
+        f"the wheel that it was made for; pip install --force-reinstall unicorn=={VERSION}"
     )
 
 
