@@ -46,6 +46,8 @@ def test_linux_boots_from_the_system_partition_and_the_next_boot_does_what_it_ha
     with pc.vm as vm:
         vm.start()
         pc.says(b"GNU GRUB")
+        pc.says(b"executed automatically")
+        vm.send(b"\r")
         pc.says(b"bivisor login:")
         vm.send(b"root\n")
         pc.says(b"# ")
