@@ -54,6 +54,21 @@ SOURCE = {
         mov rax, rsi
         lock cmpxchg [rdi], rdx
         ret""",
+    "raise_alone": """
+        xor eax, eax
+        lock bts dword ptr [rdi], 31
+        setc al
+        test dword ptr [rdi], 0x40000000
+        jnz 1f
+        lock bts dword ptr [rdi], 29
+        jc 1f
+        mov [rsi + 4 * rcx + 8], edx
+        lock bts dword ptr [rsi], ecx
+        jc 1f
+        lock bts qword ptr [r8], 0
+        jc 1f
+        or al, 2
+     1: ret""",
 }
 """What each function is in assembly language. A test assembles it and compares with `CODE`."""
 
@@ -65,11 +80,15 @@ CODE = {
     "cmpxchg_u16": bytes.fromhex("89f0 66f00fb117 0fb7c0 c3"),
     "cmpxchg_u32": bytes.fromhex("89f0 f00fb117 c3"),
     "cmpxchg_u64": bytes.fromhex("4889f0 f0480fb117 c3"),
+    "raise_alone": bytes.fromhex(
+        "31c0f00fba2f1f0f92c0f70700000040751bf00fba2f1d721489548e08f00fab0e720af0490fba280072020c02c3"
+    ),
 }
 
 _TWO = C.PYFUNCTYPE(C.c_uint64, C.c_uint64, C.c_uint64)
 _THREE = C.PYFUNCTYPE(C.c_uint64, C.c_uint64, C.c_uint64, C.c_uint64)
-_ROOM = 32
+_FIVE = C.PYFUNCTYPE(C.c_uint64, *[C.c_uint64] * 5)
+_ROOM = 64
 _OF_TWO = frozenset({"or_u64", "and_u64", "test_and_set_bit", "test_and_clear_bit"})
 
 
@@ -91,6 +110,10 @@ class Atomics:
     """(address, expected, new): stores `new` where `expected` is; what was there."""
     cmpxchg_u64: Callable[[int, int, int], int]
     """(address, expected, new): stores `new` where `expected` is; what was there."""
+    raise_alone: Callable[[int, int, int, int, int], int]
+    """(word, control block, port, priority, struct vcpu_info): an event at a port which is the only one that was in its
+    queue of the FIFO event ABI: its word PENDING and, unless MASKED or LINKED already, LINKED, the queue's head, READY,
+    and the processor's upcall. 1 if it was pending, and 2 if the processor has to be interrupted."""
 
 
 @cache
@@ -110,7 +133,7 @@ def atomics() -> Atomics:
         raise HostError("this host does not let a process make memory executable; a Xen host needs that for its events")
 
     def function(name: str) -> Callable[..., int]:
-        prototype = _TWO if name in _OF_TWO else _THREE
+        prototype = _TWO if name in _OF_TWO else _FIVE if name == "raise_alone" else _THREE
         made: Callable[..., int] = prototype(base + offsets[name])
         made.anchor = anchor  # type: ignore[attr-defined]
         return made

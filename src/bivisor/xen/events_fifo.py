@@ -46,6 +46,7 @@ class Fifo:
         self._test_and_set = atomics.test_and_set_bit
         self._test_and_clear = atomics.test_and_clear_bit
         self._cmpxchg = atomics.cmpxchg_u32
+        self._raise_alone = atomics.raise_alone
         self._array: list[Words] = []
         self._control: list[Words | None] = [None for _ in domain.vcpus]
         self._tails = [[0] * abi.EVTCHN_FIFO_MAX_QUEUES for _ in domain.vcpus]
@@ -79,6 +80,18 @@ class Fifo:
             channel.pending = True
             return
         words = self._array[page]
+        queue = vcpu, priority = channel.vcpu, channel.priority
+        control = self._control[vcpu]
+        if self._tails[vcpu][priority] == channel.port and channel.last_queue == queue and control is not None:
+            # No other has been in that queue since: if it is not linked, it begins and ends the queue again.
+            done = self._raise_alone(
+                words.address + 4 * at, control.address, channel.port, priority, self._upcalls.address(vcpu)
+            )
+            if done & 2:
+                self._domain.upcall.event(vcpu)
+            if not done & 1:
+                self._upcalls.check_pollers(channel.port)
+            return
         was_pending = self._test_and_set(words.address, at * 32 + abi.EVTCHN_FIFO_PENDING)
         self._link(channel, words, at)
         if not was_pending:

@@ -74,7 +74,8 @@ class Upcalls:
         self._test_and_set = atomics.test_and_set_bit
         self._infos: list[tuple[memoryview | None, int]] = [(None, 0) for _ in domain.vcpus]
 
-    def _address(self, vcpu: int) -> int:
+    def address(self, vcpu: int) -> int:
+        """Where the host has `struct vcpu_info` of a processor."""
         info = self._domain.vcpus[vcpu].info
         known, address = self._infos[vcpu]
         if known is not info:  # the guest has moved it
@@ -84,12 +85,12 @@ class Upcalls:
 
     def select(self, vcpu: int, word: int) -> None:
         """2-level ABI: there is an unmasked event in word `word` of `evtchn_pending`."""
-        if not self._test_and_set(self._address(vcpu) + VCPU_PENDING_SEL, word):
+        if not self._test_and_set(self.address(vcpu) + VCPU_PENDING_SEL, word):
             self.mark(vcpu)
 
     def mark(self, vcpu: int) -> None:
         """Set `evtchn_upcall_pending`, and interrupt the processor if it was not set."""
-        if not self._test_and_set(self._address(vcpu) + VCPU_UPCALL_PENDING, 0):
+        if not self._test_and_set(self.address(vcpu) + VCPU_UPCALL_PENDING, 0):
             self._domain.upcall.event(vcpu)
 
     def is_marked(self, vcpu: int) -> bool:

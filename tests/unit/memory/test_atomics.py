@@ -72,3 +72,27 @@ def test_the_machine_code_is_its_source(name: str, tmp_path: Path) -> None:
     subprocess.run(["as", source, "-o", tmp_path / "object"], check=True)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", tmp_path / "object", tmp_path / "code"], check=True)
     assert (tmp_path / "code").read_bytes() == CODE[name]
+
+
+@pytest.mark.parametrize(
+    ("word", "ready", "pending", "wanted", "head"),
+    [
+        (0, 0, 0, 2, 77),
+        (1 << 31, 0, 0, 3, 77),
+        (1 << 30, 0, 0, 0, 0),
+        (1 << 29, 0, 0, 0, 0),
+        (0, 1 << 5, 0, 0, 77),
+        (0, 0, 1, 0, 77),
+    ],
+)
+def test_an_event_alone_in_its_queue_begins_it_unless_it_is_masked_or_linked(
+    word: int, ready: int, pending: int, wanted: int, head: int
+) -> None:
+    page, address = words(word, ready, *[0] * 8, pending)
+    assert OPERATIONS.raise_alone(address, address + 8, 77, 5, address + 80) == wanted
+    heads = page.cast("B").cast("I")[4:20]
+    assert heads[5] == head and sum(heads) == head
+    assert page[0] & 1 << 31
+    assert bool(page[0] & 1 << 29) is not bool(word & 1 << 30)
+    assert bool(page[1] & 1 << 5) is bool(head or ready)
+    assert page[10] == (pending or wanted >> 1)

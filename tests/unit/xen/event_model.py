@@ -93,6 +93,8 @@ class Model:
                 port = self.port_of_pending_bit(*arguments)
                 if port is not None:
                     self.owed.add(port)
+            if name == "raise_alone":
+                self.owed.add(arguments[2])
             self._interleave()
             return result
 

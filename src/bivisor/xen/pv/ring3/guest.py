@@ -6,6 +6,7 @@ from dataclasses import astuple, replace
 from typing import Final
 
 from bivisor.abi.x86 import FEATURES, Cr4, Efer, Msr, Rflags
+from bivisor.abi.xen.xen import Virq
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Interrupted
 from bivisor.cpu.kvm.hostcpuid import host_cpuid
@@ -175,7 +176,8 @@ class Ring3Guest(PvGuest):
 
     def ring(self, vcpu: int) -> None:
         """The timer of processor `vcpu` has come to its time."""
-        self._ring(vcpu)
+        with self.xen.lock:
+            self.domain.events.raise_virq(Virq.TIMER, vcpu)
 
     def _interrupt(self, vcpu: int) -> None:
         thread = self.threads[vcpu]
