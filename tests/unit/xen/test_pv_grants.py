@@ -42,6 +42,9 @@ class Mapper:
     def __init__(self, xen: Xen, guest: Guest, frames_type: type[Frames] = Frames) -> None:
         self.guest = guest
         self.private = Private(PAGES)
+        if frames_type is Ring3Frames:  # which has the types of frames there
+            self.private.kind = memoryview(bytearray(PAGES))  # type: ignore[attr-defined]
+            self.private.count = memoryview(bytearray(4 * PAGES)).cast("I")  # type: ignore[attr-defined]
         frames = self.frames = frames_type(guest.domain, self.private, 512, None)  # type: ignore[arg-type]
         self.machine = PvMachine(frames, 0, ())
         self.machine.cpu = self.cpu = Cpu()  # type: ignore[assignment]
