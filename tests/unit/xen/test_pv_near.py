@@ -25,7 +25,7 @@ from bivisor.xen.pv.ring3 import near
 from bivisor.xen.pv.ring3.block import Block
 from bivisor.xen.pv.ring3.nearstate import NearState
 from bivisor.xen.pv.ring3.pages import Ring3Pages
-from bivisor.xen.pv.ring3.stub import CALL_PORT, EVENT, TRAP_PORT
+from bivisor.xen.pv.ring3.stub import CALL_PORT, CRASH_PORT, EVENT, TRAP_PORT
 
 SOURCE = Path(near.__file__).with_name("near.S")
 FRAMES = 64
@@ -193,6 +193,19 @@ def test_segment_bases_are_loaded_if_they_are_addresses(kernel: Kernel) -> None:
 def test_the_kernels_stack_is_noted(kernel: Kernel) -> None:
     assert kernel.calls(Hypercall.STACK_SWITCH, 0, 0x2F07) == 0
     assert kernel.block.quads[2] == 0x2F00
+
+
+def test_a_program_is_not_left_by_way_of_the_hypervisors_memory(kernel: Kernel) -> None:
+    entry = kernel.words[4 << 9 | 3]
+    for stack in (h.WINDOW + (4 << 12) + 0x20, h.WINDOW + (4 << 12) + 0x29):
+        assert kernel.comes_out(Hypercall.STACK_SWITCH, 0, stack)
+        kernel.block.set_stack(stack)
+        kernel.block.bytes[0] = 0  # a program
+        assert kernel.run(SYSCALL + HLT)[0] in (TRAP_PORT, CRASH_PORT)
+        kernel.block.bytes[0] = 1
+        assert kernel.words[4 << 9 | 3] == entry
+    for stack in ((1 << 47) - 16, (1 << 64) - (0x780 << 36)):
+        assert kernel.calls(Hypercall.STACK_SWITCH, 0, stack) == 0
 
 
 def test_a_processor_that_is_not_there_is_known_inside_and_any_other_is_asked_about(kernel: Kernel) -> None:

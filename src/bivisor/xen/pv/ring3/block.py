@@ -27,6 +27,8 @@ _STATE: Final = slice(128 // 8, 256 // 8)
 _RO: Final = int(Pte.P | Pte.A | Pte.D)
 _RW: Final = _RO | int(Pte.RW)
 _NX: Final = int(Pte.XD)
+_HYPERVISORS: Final = range(abi.HYPERVISOR_VIRT_START, abi.HYPERVISOR_VIRT_START + (len(abi.HYPERVISOR_SLOTS) << 39))
+_NOWHERE: Final = abi.HYPERVISOR_VIRT_START  # what is below is no address
 _CALLBACKS: Final = {abi.CallbackType.EVENT: EVENT, abi.CallbackType.SYSCALL: SYSCALL}
 
 
@@ -87,8 +89,9 @@ class Block:
             self._handler(number, address, abi.TRAP_MASKS_EVENTS if masks_events else 0)
 
     def set_stack(self, rsp: int) -> None:
-        """Where the kernel's stack begins when a program is left."""
-        self.quads[_KSP] = rsp & -16
+        """Where the kernel's stack begins when a program is left. The stub, which stores there at CPL 0, may reach the
+        hypervisor's part: a stack in it is nowhere."""
+        self.quads[_KSP] = _NOWHERE if rsp in _HYPERVISORS else rsp & -16
 
     def set_iopl(self, iopl: int) -> None:
         """Nothing that a program could do with it."""

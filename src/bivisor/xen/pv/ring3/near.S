@@ -127,7 +127,12 @@ base:   mov     r11, rsi                        # neither half of the address sp
         inc     qword ptr [rsp + FRAME + DONE]
         jmp     done
 
-stack:  mov     rcx, rsi
+stack:  mov     rcx, rsi                        # the hypervisor's part is no place for it
+        shr     rcx, 32
+        sub     ecx, 0xffff8000
+        cmp     ecx, 0x800
+        jb      slow
+        mov     rcx, rsi
         and     rcx, -16
         mov     [rsp + FRAME + KSP], rcx
         xor     eax, eax
