@@ -14,7 +14,7 @@ from bivisor.abi.virtio import NET_HDR
 from bivisor.platform.e1000 import E1000
 from bivisor.platform.e1000 import registers as r
 from bivisor.platform.e1000.arrival import frames_of
-from bivisor.platform.e1000.card import SENT_INTERVAL_S
+from bivisor.platform.e1000.card import SENT_INTERVAL_S, TURN_FRAMES
 from bivisor.platform.e1000.departure import header_of
 from bivisor.platform.e1000.transmit import Context, checksum, frames
 from bivisor.platform.virtio.net import OFFLOADS
@@ -162,6 +162,23 @@ def test_a_long_segment_is_cut_into_frames_with_right_checksums(driver: Driver) 
         assert struct.unpack_from(">H", frame, 18)[0] == 100 + number
         assert struct.unpack_from(">I", frame, 38)[0] == 1000 + 1460 * number
         assert bool(frame[47] & 0x09) == (number == 2)
+
+
+def test_packets_that_become_thousands_of_frames_are_sent_in_turns(driver: Driver) -> None:
+    driver.put(r.TX_CONTEXT.pack(14, 24, 33, 34, 50, 0, (r.CMD_DEXT | r.TUCMD_TCP | r.TUCMD_IP) << 24, 0, 54, 48))
+    command = r.CMD_DEXT | r.CMD_EOP | r.CMD_TSE
+    for _ in range(5):
+        driver.put(r.TX_EXTENDED.pack(BUFFERS, 65_000 | 1 << 20 | command << 24, 0, 3, 0))
+    driver.go()
+    each = -(-(65_000 - 54) // 48)
+    assert 0 < len(driver.wire.sent) <= TURN_FRAMES + each
+    turns = 1
+    while driver.wire.waits():
+        assert driver.wire.writable is not None
+        driver.wire.writable()
+        turns += 1
+    assert len(driver.wire.sent) == 5 * each
+    assert turns >= 5 and driver[r.TDH] == driver.tail
 
 
 def test_a_wire_with_headers_takes_a_long_segment_whole_and_it_becomes_the_same_frames_elsewhere(

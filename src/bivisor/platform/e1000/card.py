@@ -23,6 +23,8 @@ from bivisor.platform.virtio.net import NetBackend, parse_mac
 REGISTERS = 0x2_0000
 IO_PORTS = 0x40
 TURN = 256
+TURN_FRAMES = 1024
+"""How many frames a turn's packets may become, before the loop goes on: each can be 64 KiB in segments of 48 bytes."""
 SENT_INTERVAL_S = 2e-3
 """Between two interrupts that only say what was sent; the real card's timers ("TIDV") serve the same end. A
 stack whose frames are all gone at once never puts data together into longer segments."""
@@ -100,6 +102,7 @@ class E1000(PciFunction):
         self._phy = dict(_PHY)
         self._packet = bytearray()
         self._sending = False
+        self._made = 0
         self._outgoing.clear()
         self._arrived.clear()
         self._context = Context()
@@ -196,11 +199,11 @@ class E1000(PciFunction):
         ):
             self._sending = False
             return
-        head, causes = ring.head, 0
+        head, causes, self._made = ring.head, 0, 0
         try:
             descriptors = ring.view(self._memory)
             for _ in range(min(ring.held, TURN)):
-                if not self._flush():
+                if not self._flush() or self._made >= TURN_FRAMES:
                     break
                 at = head * r.DESCRIPTOR
                 if self._send_descriptor(bytes(descriptors[at : at + r.DESCRIPTOR])):
@@ -268,6 +271,7 @@ class E1000(PciFunction):
 
     def _send(self, frame: bytearray, header: memoryview = _NO_OFFLOADS) -> None:
         """Put a frame on the wire, behind those that wait for it. Only one with a header of its own may be longer."""
+        self._made += 1
         if len(frame) >= FRAME_MIN and (len(frame) <= FRAME_MAX or header is not _NO_OFFLOADS):
             views = (header, memoryview(frame)) if self._backend.has_header else (memoryview(frame),)
             if self._outgoing or not self._backend.send(views):
