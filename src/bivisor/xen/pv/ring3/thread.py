@@ -88,8 +88,7 @@ class Ring3Thread(VcpuThread):
         self.counts = dict.fromkeys(TABLE, 0)
 
     def hypercalls(self) -> dict[int, int]:
-        """How often each was made, but for those that the stub carries out: iret, and VCPUOP_set_singleshot_timer if it
-        need not come here."""
+        """How often each was made; not iret, nor VCPUOP_set_singleshot_timer where the stub sees to it."""
         counts = dict(self.counts)
         for number, count in self.machine.fast.done().items():
             counts[number] += count
