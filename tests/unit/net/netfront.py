@@ -385,7 +385,7 @@ class Front:
 class Tape:
     """A port of a bridge that keeps what it gets."""
 
-    busy = False
+    busy = takes_long = False
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []

@@ -6,16 +6,19 @@ import random
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from netfront import ALL_FEATURES, Front, Received, Tape, Way, host
-from packets import BROADCAST, STATION_A, STATION_B, ethernet, ipv4, ipv6, is_right, tcp, udp, with_checksum
+from packets import BROADCAST, STATION_A, STATION_B, ethernet, ipv4, ipv6, is_right, tcp, total, udp, with_checksum
 
 from bivisor.abi.xen import netif as abi
 from bivisor.abi.xen.grant_table import GTF_READONLY
 from bivisor.abi.xen.netif import EXTRA_INFO, TX_REQUEST, NetifStatus
 from bivisor.abi.xen.xenbus import XenbusState
 from bivisor.dom0.net.frame import Frame
+from bivisor.dom0.net.merge import Merger
 from bivisor.dom0.net.receive import QUEUE_BYTES
-from bivisor.dom0.net.wire import WAITING_BYTES, Wire
+from bivisor.dom0.net.wire import Wire
 from bivisor.memory import PAGE
 
 OKAY, ERROR, NULL = NetifStatus.OKAY, NetifStatus.ERROR, NetifStatus.NULL
@@ -299,7 +302,10 @@ def test_frames_from_elsewhere_in_the_bridge_come_with_what_is_known_of_them() -
         assert tape.flushed == 1
 
 
-def test_a_guest_alone_on_its_network_waits_for_a_wire_without_room_and_loses_nothing() -> None:
+def test_a_guest_alone_on_its_network_waits_for_a_wire_without_room_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bivisor.dom0.net.wire.BUSY_BYTES", 1)
     with host(patient=True) as world:
         front, way = world.front(), Way()
         wire = Wire(world.bridge, way)
@@ -321,7 +327,8 @@ def test_a_guest_alone_on_its_network_waits_for_a_wire_without_room_and_loses_no
         wire.close()
 
 
-def test_a_wire_waits_for_the_guest_that_is_alone_on_its_network() -> None:
+def test_a_wire_waits_for_the_guest_that_is_alone_on_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bivisor.dom0.net.receive.BUSY_FRAMES", 1)
     with host(patient=True) as world:
         front, way = world.front(supply=0), Way()
         wire = Wire(world.bridge, way)
@@ -339,15 +346,20 @@ def test_a_wire_waits_for_the_guest_that_is_alone_on_its_network() -> None:
         wire.close()
 
 
-def test_on_a_shared_network_a_wire_without_room_keeps_a_bounded_amount_and_stops_nobody() -> None:
+def test_on_a_shared_network_a_wire_without_room_keeps_a_bounded_amount_and_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit = 1 << 20
+    monkeypatch.setattr("bivisor.dom0.net.wire.WAITING_BYTES", limit)
     with host() as world:
         front, way = world.front(), Way()
         wire = Wire(world.bridge, way)
         way.is_open = False
-        for number in range(40):
+        count = limit // 60000 + 5
+        for number in range(count):
             assert set(front.send(BROADCAST + frame_of(60000, number)[6:])) == {OKAY}
-        kept = WAITING_BYTES // 60000
-        assert wire.dropped == 40 - kept
+        kept = limit // 60000
+        assert wire.dropped == count - kept
         way.is_open = True
         assert way.writable is not None
         way.writable()
@@ -367,3 +379,42 @@ def test_a_wire_that_takes_long_frames_gets_a_packet_in_few_pieces() -> None:
         assert b"".join(frame[54:] for frame in way.sent) == payload
         assert all(is_right(frame[14:]) for frame in way.sent)
         wire.close()
+
+
+def test_segments_that_come_in_a_row_from_a_process_of_this_host_arrive_as_one_packet() -> None:
+    with host() as world:
+        front, way = world.front(), Way()
+        way.frame_max = 60000
+        wire = Wire(world.bridge, way)
+        payload = random.Random(4).randbytes(10_000)
+        pieces = []
+        for at in range(0, len(payload), 1460):
+            segment = tcp(payload[at : at + 1460], sequence=1000 + at, flags=0x10 if at + 1460 < len(payload) else 0x18)
+            pieces.append(ethernet(with_checksum(ipv4(6, segment)), 0x0800, target=front.mac))
+        other = front.mac + STATION_B + b"\x88\xb5" + bytes(50)
+        way.waiting = [*pieces[:5], other, pieces[5], pieces[6], pieces[0]]
+        assert way.readable is not None
+        way.readable()
+        first, between, second, again = front.received()
+        assert first.gso == second.gso == (abi.XEN_NETIF_GSO_TYPE_TCPV4, 1460)
+        assert first.data[54:] + second.data[54:] == payload
+        for packet in (first, second):
+            assert packet.flags & abi.NETRXF_CSUM_BLANK
+            assert packet.data[14:] == with_checksum(packet.data[14:], blank=True)
+            assert total(packet.data[14:34]) == 0xFFFF
+            assert struct.unpack_from(">H", packet.data, 16) == (len(packet.data) - 14,)
+        assert (between.data, again.data) == (other, pieces[0])
+        wire.close()
+
+
+@given(st.lists(st.binary(min_size=0, max_size=80), max_size=6), st.data())
+def test_nothing_that_a_wire_brings_makes_the_merger_raise(frames: list[bytes], data: st.DataObject) -> None:
+    merger = Merger()
+    template = bytearray(ethernet(with_checksum(ipv4(6, tcp(b"x" * 26))), 0x0800))
+    for each in frames:
+        start = data.draw(st.integers(0, len(template)))
+        frame = (template[:start] + each)[: len(template)]
+        if not merger.add(memoryview(frame)):
+            merger.take()
+    found = merger.take()
+    assert found is None or found.size == sum(map(len, found.parts))

@@ -28,6 +28,10 @@ class Port(Protocol):
     def busy(self) -> bool:
         """Whether frames wait in it for room. When none does any more it calls `Bridge.relieved`."""
 
+    @property
+    def takes_long(self) -> bool:
+        """Whether packets that are still to be cut go farther from here as they are."""
+
     def deliver(self, frame: Frame) -> None:
         """Take a frame or drop it; its bytes are good only until this returns."""
 
@@ -64,6 +68,10 @@ class Bridge:
     def ports(self) -> tuple[Port, ...]:
         """What is plugged in."""
         return tuple(self._ports)
+
+    def takes_long(self, source: Port) -> bool:
+        """Whether `source` does well to put segments together: there is a port where they stay so."""
+        return any(port.takes_long for port in self._ports if port is not source)
 
     def is_full(self, source: Port) -> bool:
         """Whether `source` should keep its frames if it can, until `Port.resume`: another port has no room."""

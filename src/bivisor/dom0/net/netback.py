@@ -124,9 +124,14 @@ class Netback:
                 self._choose(piece).deliver(piece)
 
     @property
+    def takes_long(self) -> bool:
+        """See `bridge.Port.takes_long`."""
+        return bool(self._takes.gso)
+
+    @property
     def busy(self) -> bool:
         """See `bridge.Port.busy`."""
-        return any(queue.waits for queue in self._queues)
+        return any(queue.busy for queue in self._queues)
 
     def flush(self) -> None:
         """See `bridge.Port.flush`."""

@@ -36,7 +36,7 @@ class Interface(Protocol):
         """Whether to wait with frames: `Queue.resume` says for how long."""
 
     def relieved(self) -> None:
-        """Nothing waits for the front-end any more."""
+        """Nothing waits for the front-end any more in one queue."""
 
     def broken(self, error: RingError) -> None:
         """The front-end broke a ring: `close` is called before this returns."""
@@ -107,9 +107,9 @@ class Queue:
                 self._vif.broken(error)
 
     @property
-    def waits(self) -> bool:
-        """Whether frames wait for the front-end."""
-        return self._receive is not None and self._receive.queued > 0
+    def busy(self) -> bool:
+        """Whether many frames wait for the front-end."""
+        return self._receive is not None and self._receive.busy
 
     def resume(self) -> None:
         """Go on with what was held up."""
@@ -129,13 +129,13 @@ class Queue:
     def _supplied(self) -> None:
         """There may be new pages for frames."""
         if self._receive is not None:
-            waited = self.waits
+            waited = self._receive.queued
             try:
                 self._receive.serve()
             except RingError as error:
                 self._vif.broken(error)
             self.flush()
-            if waited and not self.waits:
+            if waited and self._receive is not None and not self._receive.queued:
                 self._vif.relieved()
 
     def _serve(self) -> None:

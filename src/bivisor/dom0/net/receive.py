@@ -20,6 +20,8 @@ from bivisor.xen.errors import GrantError
 
 QUEUE_BYTES = 2 << 20
 QUEUE_FRAMES = 1024
+BUSY_BYTES, BUSY_FRAMES = QUEUE_BYTES * 3 // 4, QUEUE_FRAMES * 3 // 4
+"""With so much waiting, others wait with theirs."""
 
 
 class Receive:
@@ -40,6 +42,11 @@ class Receive:
     def queued(self) -> int:
         """How many frames wait for the front-end."""
         return len(self._queue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the queue is nearly full."""
+        return self._queued >= BUSY_BYTES or len(self._queue) >= BUSY_FRAMES
 
     def deliver(self, frame: Frame) -> None:
         """Take a frame, for now or for later, or drop it. RingError: the front-end broke the ring."""

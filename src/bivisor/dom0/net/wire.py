@@ -13,13 +13,18 @@ from bivisor.abi.virtio import NET_HDR, bit
 from bivisor.abi.xen.netif import XEN_NETIF_GSO_TYPE_NONE, XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
 from bivisor.dom0.net.bridge import Bridge
 from bivisor.dom0.net.frame import ETH_HLEN, HEAD_MAX, TCP, Frame, Layers
+from bivisor.dom0.net.merge import Merger
 from bivisor.dom0.net.offload import Takes, adapt, check
 from bivisor.platform.virtio.checksum import complete_checksum
 from bivisor.platform.virtio.net import FRAME_MAX, NetBackend
 
 TURN_FRAMES = 64
-WAITING_BYTES = 2 << 20
+WAITING_BYTES = 8 << 20
 """What may wait until the wire has room."""
+
+BUSY_BYTES = 6 << 20
+"""With so much waiting, others wait with theirs. It is a TCP connection's window: passt loses what is not read in time,
+and has to send it again."""
 
 _ROOM = NET_HDR.size + FRAME_MAX
 _PLAIN = bytes(NET_HDR.size)
@@ -44,6 +49,7 @@ class Wire:
         self._takes = _TAKES if backend.has_header else Takes(frame_max=backend.frame_max)
         self._buffer = memoryview(bytearray(_ROOM))
         self._frame = self._buffer if backend.has_header else self._buffer[NET_HDR.size :]
+        self._merger = Merger() if not backend.has_header and backend.frame_max else None
         self._waiting: deque[bytes] = deque()
         self._held = 0
         self.sent = self.received = self.dropped = 0
@@ -74,10 +80,13 @@ class Wire:
         self._held += len(packet)
         self._watch()
 
+    takes_long = False
+    """See `bridge.Port.takes_long`: a card at the other end would cut them."""
+
     @property
     def busy(self) -> bool:
         """See `bridge.Port.busy`."""
-        return bool(self._waiting)
+        return self._held >= BUSY_BYTES
 
     def flush(self) -> None:
         """See `bridge.Port.flush`: everything has been sent."""
@@ -105,18 +114,27 @@ class Wire:
     # To the bridge
 
     def _receive(self) -> None:
+        merger = self._merger if self._merger is not None and self._bridge.takes_long(self) else None
         for _ in range(TURN_FRAMES):
-            if self.ended or self._bridge.is_full(self) or not self._receive_one():
+            if self.ended or self._bridge.is_full(self) or not self._receive_one(merger):
                 break
+        if merger is not None:
+            self._forward_merged(merger)
         self._bridge.flush()
         self._watch()  # some wires hold frames that their descriptor does not show
 
-    def _receive_one(self) -> bool:
+    def _receive_one(self, merger: Merger | None) -> bool:
         size = self._backend.receive((self._frame,))
         if size <= 0:
             if size < 0:
                 self._end()
             return False
+        if merger is not None:
+            if merger.add(self._frame[:size]):
+                return True
+            self._forward_merged(merger)
+            if merger.add(self._frame[:size]):
+                return True
         frame = self._take(size if self._has_header else size + NET_HDR.size)
         if frame is None:
             self.dropped += 1
@@ -124,6 +142,12 @@ class Wire:
             self.received += 1
             self._bridge.forward(self, frame)
         return True
+
+    def _forward_merged(self, merger: Merger) -> None:
+        frame = merger.take()
+        if frame is not None:
+            self.received += 1
+            self._bridge.forward(self, frame)
 
     def _take(self, size: int) -> Frame | None:
         """The frame in the buffer, where a header of its own or none at all is in front; None if it makes no sense."""
@@ -166,6 +190,7 @@ class Wire:
     def _end(self) -> None:
         self.ended = True
         self._waiting.clear()
+        self._held = 0
         self._backend.watch(None, None)
         self._bridge.relieved(self)
 
