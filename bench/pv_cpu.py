@@ -1,8 +1,8 @@
 """What a PV domain on engine `kvm` costs a program that computes: the same loop in the guest and on the host, in turns.
 
 A pair is `--rounds` turns here and as many there; its ratio is that of their medians. Printed are the median over the
-pairs and the ratio of the least, of wall clock and of processor time: that of the thread which runs the guest's
-processor, beside that of the process on the host. `--vcpus` gives the guest more processors, which idle. `--alone`, as
+pairs and the ratio of the least, of wall clock and of processor time: that of the threads which run the guest's
+processors, beside that of the process on the host. `--vcpus` gives the guest more processors, which idle. `--alone`, as
 root, has both run on that processor of the host's before all that is not of real-time priority, so that other work is
 in the caches alone. Needs a C compiler. Usage:
 
@@ -51,7 +51,7 @@ class Times:
 
 
 class Listener:
-    """What the guest says, line by line, and how long its first processor had run when it said so."""
+    """What the guest says, line by line, and how long its processors had run when it said so."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -114,7 +114,7 @@ def measure(pairs: int, rounds: int, vcpus: int, alone: int | None) -> list[tupl
             )
             listener.wait(READY)
             cpu_time = host.xen.domains[domain.domid].cpu_time
-            listener.cpu_time = lambda: cpu_time(0)
+            listener.cpu_time = lambda: sum(cpu_time(index) for index in range(vcpus))
             for thread in domain._built.guest.threads:
                 if thread._thread is not None and thread._thread.native_id:
                     first(thread._thread.native_id, alone)
