@@ -10,7 +10,7 @@ from pv_guests import RW, US, P
 
 from bivisor.abi.xen import grant_table as abi
 from bivisor.abi.xen.grant_table import GrantStatus, GrantTableOp
-from bivisor.abi.xen.xen import Hypercall
+from bivisor.abi.xen.xen import DOMID_SELF, Hypercall
 from bivisor.memory import PAGE
 from bivisor.xen.errors import XenError
 from bivisor.xen.hypervisor import Xen
@@ -192,3 +192,18 @@ def test_a_stub_that_repeats_what_is_noted_has_the_same_entries_at_every_moment(
         assert repeats()
         mapper.frames.close()
         mapper.private.close()
+
+
+def test_a_hypercall_writes_only_where_the_guest_may(w: World) -> None:
+    mapper, seen = w.mapper, 0x8000
+    mapper.words[LEAF << 9 | seen >> 12] = LEAF << 12 | P  # its page table, which it may look at
+    before = bytes(mapper.guest.page(LEAF))
+    mapper.guest.page(20)[:16] = (21 << 12 | 1).to_bytes(8, "little") + bytes(8)
+    done = seen + 8 * (VA >> 12)
+    for nowhere in (done, UOP + PAGE - 4, 1 << 40):
+        with pytest.raises(XenError):
+            mapper.call.write(nowhere, bytes(8))
+    with pytest.raises(XenError):  # how many were carried out would be an entry
+        TABLE[Hypercall.MMU_UPDATE](mapper.call, UOP, 1, done, DOMID_SELF)
+    assert bytes(mapper.guest.page(LEAF)) == before
+    mapper.call.write(UOP + PAGE - 8, bytes(8))

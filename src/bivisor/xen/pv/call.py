@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from bivisor.abi.xen.errno import Errno
+from bivisor.memory import PAGE
 from bivisor.xen.call import Call
 from bivisor.xen.domain import Domain
+from bivisor.xen.errors import XenError
 from bivisor.xen.hypervisor import Xen
 
 if TYPE_CHECKING:
     from bivisor.xen.pv.machine import PvMachine
+
+_MASK: Final = (1 << 64) - 1
 
 
 class PvCall(Call):
@@ -23,3 +28,11 @@ class PvCall(Call):
     ) -> None:
         super().__init__(hypervisor, domain, vcpu, machine, give_way)
         self.machine = machine
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """See `Call.write`. What the guest cannot write itself, its page tables among it, is no place: EFAULT."""
+        may_write = self.machine.may_write
+        for at in (address, *range((address | PAGE - 1) + 1, address + len(data), PAGE)):
+            if not may_write(at & _MASK):
+                raise XenError(Errno.EFAULT)
+        super().write(address, data)

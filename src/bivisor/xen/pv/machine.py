@@ -23,6 +23,7 @@ from bivisor.xen.pv.private import UPCALL_VECTOR
 
 _FORCED_CPUID: Final = b"\x0f\x0bxen\x0f\xa2"
 _PRESENT: Final = 1
+_PRESENT_WRITABLE: Final = 3
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _LONGEST = 15
 _DESCRIPTOR: Final = 8
@@ -75,6 +76,11 @@ class PvMachine:
     def translate(self, linear: int) -> int | None:
         """The machine address of `linear`, for guest handles; None where the guest has nothing of its own."""
         return self.pages.translate(self.root, linear)
+
+    def may_write(self, linear: int) -> bool:
+        """Whether the guest has a writable page at `linear`."""
+        index = self.pages.l1_index(self.root, linear)
+        return index is not None and self.pages.words[index] & _PRESENT_WRITABLE == _PRESENT_WRITABLE
 
     def start(self, root: int) -> None:
         """The builder's page tables are `root`. XenError where they are not what a guest may have."""
