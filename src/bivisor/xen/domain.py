@@ -151,6 +151,10 @@ class Domain:
         """Called by a processor of another domain that can do nothing before this one has done something, with what
         wakes this one: if what runs this domain can use the calling thread, it does, as Xen's scheduler would give it
         the processor."""
+        self.hold: Callable[[int], None] = lambda _: None
+        """Somebody else is about to write a frame, until as many calls of `let_go`: a PV guest must not have it as a
+        page table meanwhile. XenError(EINVAL) where it has. Both with the hypervisor's lock held."""
+        self.let_go: Callable[[int], None] = lambda _: None
         self.hvm: HvmState | None = None
         """What an HVM domain has beside a PVH domain."""
         self.set_periodic_timer: Callable[[int, int | None], None] = lambda _, __: None

@@ -48,6 +48,7 @@ class Fifo:
         self._cmpxchg = atomics.cmpxchg_u32
         self._raise_alone = atomics.raise_alone
         self._array: list[Words] = []
+        self._held: list[int] = []
         self._control: list[Words | None] = [None for _ in domain.vcpus]
         self._tails = [[0] * abi.EVTCHN_FIFO_MAX_QUEUES for _ in domain.vcpus]
 
@@ -58,15 +59,21 @@ class Fifo:
             raise XenError(Errno.EINVAL)
         if self._control[vcpu] is not None:
             raise XenError(Errno.EINVAL)
-        self._control[vcpu] = Words(self._domain.frame(gfn)[offset : offset + abi.CONTROL_BLOCK_SIZE])
+        self._control[vcpu] = Words(self._frame(gfn)[offset : offset + abi.CONTROL_BLOCK_SIZE])
 
     def expand_array(self, gfn: int) -> range:
         """Frame `gfn` holds the next 1024 event words, those of the ports returned. EINVAL; ENOSPC if complete."""
         if len(self._array) >= MAX_EVENT_ARRAY_PAGES:
             raise XenError(Errno.ENOSPC)
-        self._array.append(Words(self._domain.frame(gfn)))
+        self._array.append(Words(self._frame(gfn)))
         last = len(self._array) * WORDS_PER_PAGE
         return range(last - WORDS_PER_PAGE, last)
+
+    def _frame(self, gfn: int) -> memoryview:
+        view = self._domain.frame(gfn)
+        self._domain.hold(gfn)
+        self._held.append(gfn)
+        return view
 
     def _test(self, port: int, bit: int) -> bool:
         page = port // WORDS_PER_PAGE
@@ -176,3 +183,6 @@ class Fifo:
         """See `EventAbi`."""
         self._array = []
         self._control = [None for _ in self._control]
+        for gfn in self._held:
+            self._domain.let_go(gfn)
+        self._held.clear()

@@ -155,7 +155,7 @@ def copy(caller: Domain, source: GrantEnd | FrameEnd, dest: GrantEnd | FrameEnd,
     with caller.grants.domains.lock:
         try:
             from_ = _reach(caller, source, length, held, readonly=True)
-            to = _reach(caller, dest, length, held, readonly=False)
+            to = _to_write(_reach(caller, dest, length, held, readonly=False))
             _check_held(caller, held)
             to.view[dest.offset : dest.offset + length] = from_.view[source.offset : source.offset + length]
             to.domain.memory.written(to.gfn * PAGE + dest.offset, length)
@@ -185,7 +185,7 @@ def copy_to(caller: Domain, dest: GrantEnd, data: bytes | bytearray | memoryview
     held: Held = []
     with caller.grants.domains.lock:
         try:
-            window = _reach(caller, dest, length, held, readonly=False)
+            window = _to_write(_reach(caller, dest, length, held, readonly=False))
             window.view[dest.offset : dest.offset + length] = data
             window.domain.memory.written(window.gfn * PAGE + dest.offset, length)
         finally:
@@ -209,6 +209,16 @@ def _reach(caller: Domain, end: GrantEnd | FrameEnd, length: int, held: Held, *,
                 return Window(caller, gfn, caller.own_frame(gfn))
             except XenError:
                 raise GrantError(GrantStatus.BAD_PAGE) from None
+
+
+def _to_write(window: Window) -> Window:
+    """`window`, if its guest may have it written. GrantError(BAD_PAGE) for a page table."""
+    try:
+        window.domain.hold(window.gfn)
+    except XenError:
+        raise GrantError(GrantStatus.BAD_PAGE) from None
+    window.domain.let_go(window.gfn)  # it stays so until the lock is given back
+    return window
 
 
 def _told(caller: Domain, granter: int, ref: int, readonly: bool) -> int:

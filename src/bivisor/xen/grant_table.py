@@ -20,7 +20,7 @@ from bivisor.xen.domain import Domain, State
 from bivisor.xen.errors import GrantError, XenError
 from bivisor.xen.grant_entries import Entries, EntriesV1, EntriesV2, SubPage, Transitive
 from bivisor.xen.grant_frames import INVALID_GFN, TableFrame, TableFrames
-from bivisor.xen.maptrack import ENTRIES_PER_FRAME, MAX_MAPTRACK_FRAMES, Mapping, MapTrack
+from bivisor.xen.maptrack import ENTRIES_PER_FRAME, MAX_MAPTRACK_FRAMES, Active, Mapping, MapTrack
 
 MAX_GRANT_FRAMES: Final = 64
 MAX_VERSION: Final = 2
@@ -59,20 +59,6 @@ class Window(NamedTuple):
     view: memoryview
     start: int = 0
     length: int = PAGE
-
-
-class Active:
-    """An entry that is mapped: by whom, how often for reading and for writing, and the frame agreed on at the first."""
-
-    __slots__ = ("domid", "gfn", "readers", "settled", "view", "writers")
-
-    def __init__(self, domid: int, gfn: int, view: memoryview) -> None:
-        self.domid = domid
-        self.gfn = gfn
-        self.view = view
-        self.readers = 0
-        self.writers = 0
-        self.settled = False
 
 
 Held: TypeAlias = "list[tuple[GrantTable, int, bool]]"
@@ -249,6 +235,8 @@ class GrantTable:
             gfn = entries.gfn(ref)
             try:
                 view = self.domain.own_frame(gfn)
+                if not readonly:
+                    self.domain.hold(gfn)
             except XenError:
                 entries.unpin(ref, _BOTH)
                 raise GrantError(GrantStatus.BAD_PAGE) from None
@@ -258,6 +246,11 @@ class GrantTable:
                 raise GrantError(GrantStatus.GENERAL_ERROR)
             if not readonly and not active.writers:
                 entries.pin(ref, domid, readonly=False, pinned=True, mapping=True)
+                try:
+                    self.domain.hold(active.gfn)
+                except XenError:
+                    entries.unpin(ref, abi.GTF_WRITING)
+                    raise GrantError(GrantStatus.BAD_PAGE) from None
                 active.settled = False
         if readonly:
             active.readers += 1
@@ -301,6 +294,7 @@ class GrantTable:
             active.writers -= 1
             if not active.writers:
                 bits = abi.GTF_WRITING
+                self.domain.let_go(active.gfn)
             # There is no telling what was written, or whether it is code that the granter has run before.
             self.domain.memory.written(active.gfn * PAGE, PAGE)
         if not active.readers and not active.writers:

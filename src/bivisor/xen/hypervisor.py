@@ -208,10 +208,14 @@ class Xen:
             return [find(index) for index in range(frame, frame + count)]
 
     def map_foreign(self, caller: Domain, domid: int, gfn: int) -> memoryview:
-        """Frame `gfn` of domain `domid` for a privileged caller: a view of its own of the same memory. EPERM, ESRCH."""
+        """Frame `gfn` of domain `domid` for a privileged caller: a view of its own of the same memory. EPERM, ESRCH,
+        EINVAL. Nobody says when it is not used any more, so that it can be no page table again."""
         if not caller.privileged:
             raise XenError(Errno.EPERM)
-        return self.find(domid).frame(gfn)[:]
+        domain = self.find(domid)
+        view = domain.frame(gfn)[:]
+        domain.hold(gfn)
+        return view
 
     def map_foreign_range(self, caller: Domain, domid: int, gpa: int, length: int) -> memoryview:
         """`length` bytes of the domain's own RAM from `gpa` on, or of one of its pages outside that, in place.

@@ -36,6 +36,20 @@ class Mapping:
         self.gfn = gfn
 
 
+class Active:
+    """An entry that is mapped: by whom, how often for reading and for writing, and the frame agreed on at the first."""
+
+    __slots__ = ("domid", "gfn", "readers", "settled", "view", "writers")
+
+    def __init__(self, domid: int, gfn: int, view: memoryview) -> None:
+        self.domid = domid
+        self.gfn = gfn
+        self.view = view
+        self.readers = 0
+        self.writers = 0
+        self.settled = False
+
+
 class MapTrack:
     """The mappings of one domain by handle; never more than `limit`."""
 

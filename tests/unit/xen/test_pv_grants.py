@@ -10,13 +10,15 @@ from pv_guests import RW, US, P
 
 from bivisor.abi.xen import grant_table as abi
 from bivisor.abi.xen.grant_table import GrantStatus, GrantTableOp
-from bivisor.abi.xen.xen import DOMID_SELF, Hypercall
+from bivisor.abi.xen.xen import DOMID_SELF, REGISTER_VCPU_INFO, Hypercall, VcpuOp
 from bivisor.memory import PAGE
-from bivisor.xen.errors import XenError
+from bivisor.xen.errors import GrantError, XenError
+from bivisor.xen.grant_ops import GrantEnd, copy_to, map_grant_ref, unmap_grant_ref
 from bivisor.xen.hypervisor import Xen
 from bivisor.xen.pv.call import PvCall
 from bivisor.xen.pv.frames import Frames
 from bivisor.xen.pv.machine import PvMachine
+from bivisor.xen.pv.pages import L1, WRITABLE, Pages
 from bivisor.xen.pv.private import Private
 from bivisor.xen.pv.ring3 import hidden
 from bivisor.xen.pv.ring3.machine import Ring3Frames
@@ -207,3 +209,51 @@ def test_a_hypercall_writes_only_where_the_guest_may(w: World) -> None:
         TABLE[Hypercall.MMU_UPDATE](mapper.call, UOP, 1, done, DOMID_SELF)
     assert bytes(mapper.guest.page(LEAF)) == before
     mapper.call.write(UOP + PAGE - 8, bytes(8))
+
+
+def test_others_write_no_frame_that_is_a_page_table_and_what_they_write_becomes_none(w: World) -> None:
+    owner, other, pages = w.mapper.guest, w.granter, w.mapper.frames.pages
+    owner.grant(REF, other, LEAF)
+    before = bytes(owner.page(LEAF))
+    reading = map_grant_ref(other.domain, owner.domid, REF, readonly=True)  # Xen lets others look
+    for writes in (
+        lambda: map_grant_ref(other.domain, owner.domid, REF, readonly=False),
+        lambda: copy_to(other.domain, GrantEnd(owner.domid, REF, 0), bytes(8)),
+    ):
+        with pytest.raises(GrantError):
+            writes()
+    unmap_grant_ref(other.domain, reading.handle)
+    with pytest.raises(GrantError):
+        map_grant_ref(other.domain, owner.domid, REF, readonly=False)
+    assert not owner.pinned(REF) and bytes(owner.page(LEAF)) == before
+    owner.grant(REF, other, 30)
+    mapping = map_grant_ref(other.domain, owner.domid, REF, readonly=False)
+    with pytest.raises(XenError):
+        pages.pin(30, L1)
+    pages.get(30, WRITABLE)
+    pages.put(30)
+    unmap_grant_ref(other.domain, mapping.handle)
+    pages.pin(30, L1)
+
+
+def test_the_hypervisors_words_for_events_and_processors_are_in_no_page_table(w: World) -> None:
+    mapper, events = w.mapper, w.mapper.guest.domain.events
+    before = bytes(mapper.guest.page(LEAF))
+    with pytest.raises(XenError):
+        events.init_control(LEAF, 0, 0)
+    events.init_control(30, 0, 0)
+    with pytest.raises(XenError):
+        events.expand_array(LEAF)
+    events.expand_array(31)
+    with pytest.raises(XenError):
+        pages_of(mapper).pin(31, L1)
+    mapper.guest.page(20)[: REGISTER_VCPU_INFO.size] = REGISTER_VCPU_INFO.pack(LEAF, 64)
+    with pytest.raises(XenError):
+        TABLE[Hypercall.VCPU_OP](mapper.call, VcpuOp.REGISTER_VCPU_INFO, 0, UOP)
+    assert bytes(mapper.guest.page(LEAF)) == before
+    events.reset()
+    pages_of(mapper).pin(31, L1)
+
+
+def pages_of(mapper: Mapper) -> Pages:
+    return mapper.frames.pages

@@ -62,6 +62,7 @@ class Frames:
         """Where a grant is mapped: whether an entry was named for it, and not an address."""
         words = domain.memory.ram.view.cast("Q")
         self.pages = self.pages_type(words, domain.absent, self.extra.__contains__, private.slots, self.flush)
+        domain.hold, domain.let_go = self.pages.hold, self.pages.let_go
 
     def flush(self) -> None:
         """Every processor forgets what page tables said."""

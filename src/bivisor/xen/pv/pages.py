@@ -59,6 +59,7 @@ class Pages:
         self.kind: bytearray | memoryview = bytearray(self.frames)
         self.count = memoryview(bytearray(4 * self.frames)).cast("I")
         self.pinned: set[int] = set()
+        self._held: dict[int, int] = {}
         self._absent = absent
         self._extra = extra
         self._slots = slots
@@ -87,6 +88,8 @@ class Pages:
                 raise XenError(Errno.EINVAL)
             self.count[mfn] += 1
             return False
+        if kind != WRITABLE and mfn in self._held:
+            raise XenError(Errno.EINVAL)
         self.kind[mfn] = kind
         self.count[mfn] = 1
         if kind == WRITABLE:
@@ -108,6 +111,19 @@ class Pages:
         if L1 <= kind <= L4:
             self._devalidate(mfn, kind, 512)
         self.kind[mfn], self.count[mfn] = NONE, 0
+
+    def hold(self, mfn: int) -> None:
+        """Somebody else than the guest may write the frame until `let_go`: it is no table that long. XenError(EINVAL)
+        where it is one. Not counted as a type, which a guest's processors change without the hypervisor's lock."""
+        if mfn < self.frames and self.kind[mfn] not in (NONE, WRITABLE):
+            raise XenError(Errno.EINVAL)
+        self._held[mfn] = self._held.get(mfn, 0) + 1
+
+    def let_go(self, mfn: int) -> None:
+        """See `hold`."""
+        self._held[mfn] -= 1
+        if not self._held[mfn]:
+            del self._held[mfn]
 
     def pin(self, mfn: int, level: int) -> None:
         """MMUEXT_PIN_Ln_TABLE. XenError(EINVAL)."""

@@ -181,8 +181,12 @@ def _down(call: PvCall, index: int, _: int) -> int:
 
 def _register_info(call: PvCall, index: int, arg: int) -> int:
     mfn, offset = xen.REGISTER_VCPU_INFO.unpack(call.read(arg, xen.REGISTER_VCPU_INFO.size))
-    result = vcpu_op(call, VcpuOp.REGISTER_VCPU_INFO, index, arg)
-    call.machine.frames.machines[index].set_info(mfn, offset)
+    call.domain.hold(mfn)  # the hypervisor writes there before `set_info` has it writable for good
+    try:
+        result = vcpu_op(call, VcpuOp.REGISTER_VCPU_INFO, index, arg)
+        call.machine.frames.machines[index].set_info(mfn, offset)
+    finally:
+        call.domain.let_go(mfn)
     return result
 
 
