@@ -5,7 +5,9 @@ A file is locked as the image of a disk is, and what is saved is in it at once: 
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +52,8 @@ class VariablesFile(Variables):
     def save(self, offset: int, data: bytes) -> None:
         """See `Variables.save`. OSError where the host does not take it; then the content is as it was, or some of it
         is new, as after a power failure."""
-        self._file.writev([memoryview(data)], offset)
+        if self._file.writev([memoryview(data)], offset) != len(data):  # the disk was full in the middle of it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         super().save(offset, data)
 
     def close(self) -> None:
@@ -60,13 +63,11 @@ class VariablesFile(Variables):
 
 def make_file(path: Path, content: bytes) -> None:
     """Make the file `path`; one that is there stays. HostError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            temporary.write_bytes(content)
-            os.link(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            temporary.write(content)
+            temporary.flush()
+            os.link(temporary.name, path)
     except FileExistsError:
         return
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,26 @@ def test_what_is_saved_is_in_the_file_at_once(tmp_path: Path) -> None:
     kept.save(6, b"yz")
     assert path.read_bytes() == kept.load() == bytes(6) + b"yz"
     kept.close()
+
+
+def test_what_a_full_disk_took_half_of_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "vars.fd"
+    make_file(path, bytes(8))
+    kept = VariablesFile(path, bytes)
+    monkeypatch.setattr(os, "pwritev", lambda fd, views, offset: 1)
+    with pytest.raises(OSError, match="No space left"):
+        kept.save(2, b"ab")
+    assert kept.load() == bytes(8)
+    kept.close()
+
+
+def test_a_link_that_somebody_has_left_for_the_file_to_come_leads_nowhere(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"another's")
+    (tmp_path / f".vars.fd.{os.getpid()}").symlink_to(other)
+    make_file(tmp_path / "vars.fd", bytes(8))
+    assert other.read_bytes() == b"another's"
+    assert (tmp_path / "vars.fd").read_bytes() == bytes(8)
 
 
 def test_a_file_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
