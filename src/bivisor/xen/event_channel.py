@@ -302,7 +302,11 @@ class EventChannels:
     def raise_virq(self, virq: int, vcpu: int = 0) -> None:
         """Virtual interrupt `virq` of `vcpu` (or a global one) occurs. It is lost where no port is bound to it."""
         channel = self._virqs.get((virq, vcpu if virq in PER_VCPU_VIRQS else 0))
-        if channel is not None and (self.on_send is None or self.on_send("virq", 0, channel)):
+        if channel is None or (self.on_send is not None and not self.on_send("virq", 0, channel)):
+            return
+        if self.defer is None and channel.consumer is None:
+            self._abi.set_pending(channel)  # as `_raise` does: a tick takes as few steps as can be
+        else:
             self._raise(channel)
 
     def unmask(self, port: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import astuple, replace
 from typing import Final
 
 from bivisor.abi.x86 import FEATURES, Cr4, Efer, Msr, Rflags
-from bivisor.abi.xen.xen import Virq
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Interrupted
 from bivisor.cpu.kvm.hostcpuid import host_cpuid
@@ -174,10 +174,12 @@ class Ring3Guest(PvGuest):
         """As `set_timer`, by a thread that is none of the processors'."""
         super().set_timer(vcpu, deadline)
 
-    def ring(self, vcpu: int) -> None:
-        """The timer of processor `vcpu` has come to its time."""
-        with self.xen.lock:
-            self.domain.events.raise_virq(Virq.TIMER, vcpu)
+    def event(self, vcpu: int) -> None:
+        """See `Upcall.event`. The processor's own thread looks for itself before it enters the guest, or waits."""
+        thread = self.threads[vcpu]
+        assert isinstance(thread, Ring3Thread)
+        if self._probe is not None or threading.get_ident() != thread.ident:
+            super().event(vcpu)
 
     def _interrupt(self, vcpu: int) -> None:
         thread = self.threads[vcpu]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from bivisor.abi.x86 import Cr4, Msr, Rflags, Vector
 from bivisor.abi.xen.errno import Errno
-from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, ShutdownReason
+from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, ShutdownReason, Virq
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Exit, Hypercall, InterruptWindow
 from bivisor.errors import EngineError
@@ -52,6 +52,7 @@ _IN_IDT: Final = 2  # in the error code of #GP
 _DR6: Final = 6
 _TIMEOUT: Final = h.STUB + ENTRIES.timeout
 _GLANCE_S: Final = 0.00005
+_TIMER: Final = int(Virq.TIMER)
 _CR2: Final = 16  # in struct vcpu_info
 
 
@@ -80,7 +81,8 @@ class Ring3Thread(VcpuThread):
         self._timer = OneShot(machine.private)
         self._sites.append(watch_hypercalls(self._pv_call, TABLE, self._seen))
         self._calls = 0
-        self._ident = 0
+        self.ident = 0
+        """Of the thread in which it runs; 0 before."""
         self.debug = Ring3Debug(vcpu, live, machine, guest.control)
         self._aside = False
         """Whether the timer may be in the hands of another thread."""
@@ -288,7 +290,7 @@ class Ring3Thread(VcpuThread):
 
     def set_timer(self, deadline: int | None) -> bool:
         """Ring at `deadline` (system time), or never. False from other threads than its own: somebody else has to."""
-        if threading.get_ident() != self._ident:
+        if threading.get_ident() != self.ident:
             return False
         if self._aside:
             self._aside = False
@@ -301,15 +303,18 @@ class Ring3Thread(VcpuThread):
 
     def _ring_if_due(self) -> None:
         if self._timer.is_due(self._xen.system_time()):
-            self._guest.ring(self.index)
+            self._ring()
+
+    def _ring(self) -> None:
+        with self._lock:
+            self._domain.events.raise_virq(_TIMER, self.index)
 
     def _look_at_clock(self) -> None:
         """The alarm has taken it out of the guest."""
         self.handling = True
         if self._timer.alarmed(self._xen.system_time()):
-            self._guest.ring(self.index)
-        if self._waiting:
-            self._interrupt()
+            self._ring()
+        self._interrupt_if_waiting()
         self.handling = False
 
     def _set_aside(self) -> None:
@@ -329,7 +334,7 @@ class Ring3Thread(VcpuThread):
         super()._leave()
 
     def _main(self) -> None:
-        self._ident = threading.get_ident()
+        self.ident = threading.get_ident()
         try:
             super()._main()
         finally:
@@ -339,13 +344,13 @@ class Ring3Thread(VcpuThread):
 
     def event(self) -> None:
         """The guest has an event to see, if it does not see it by itself. From any thread."""
-        if threading.get_ident() != self._ident:
+        if threading.get_ident() != self.ident:
             self.vcpu.kick()
 
     def hold(self) -> None:
         """Have the guest leave this processor, which forgets translations when it goes on. By another's thread, with
         the hypervisor's lock. Nothing to do where the kernel does so when the stub changes a page table."""
-        if self._guest.native and self.inside and threading.get_ident() != self._ident:
+        if self._guest.native and self.inside and threading.get_ident() != self.ident:
             self.vcpu.kick()  # also where it is between two entries, and has looked whether there is something to do
             while self.inside and not self.handling:
                 time.sleep(_GLANCE_S)
@@ -368,18 +373,14 @@ class Ring3Thread(VcpuThread):
             return
         if self._timer.is_set:
             self._ring_if_due()
-        if self._waiting:
-            self._interrupt()
+        self._interrupt_if_waiting()
 
-    @property
-    def _waiting(self) -> bool:
+    def _interrupt_if_waiting(self) -> None:
+        """Interrupt the guest as soon as can be, if there is something for it to see: the stub looks for events again
+        when the kernel has seen an NMI."""
         info = self._info.info
-        if self.debug.stepping:
-            return False
-        return self._has_nmi or bool(info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK])
-
-    def _interrupt(self) -> None:
-        """Interrupt the guest as soon as can be: the stub looks for events again when the kernel has seen an NMI."""
+        if self.debug.stepping or not (self._has_nmi or (info[VCPU_UPCALL_PENDING] and not info[VCPU_UPCALL_MASK])):
+            return
         if self._live.interrupt(Vector.NMI if self._has_nmi else UPCALL_VECTOR):
             self._has_nmi = False
         else:
@@ -394,6 +395,6 @@ class Ring3Thread(VcpuThread):
         self.vcpu.request_interrupt_window(False)
         if self.debug.out_of_stub():
             self.vcpu.kick()
-        elif self._waiting:
-            self._interrupt()
+        else:
+            self._interrupt_if_waiting()
         return True
