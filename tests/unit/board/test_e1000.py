@@ -249,6 +249,25 @@ def test_nobody_listens_to_a_card_without_buffers(driver: Driver) -> None:
     assert driver.wire.readable is None
 
 
+@pytest.mark.parametrize("last", [r.RCTL, r.RDH])
+def test_whichever_register_makes_room_last_the_frames_that_wait_arrive(driver: Driver, last: int) -> None:
+    for at in range(8):
+        driver.made.memory.write(RX + 16 * at, struct.pack("<QQ", BUFFERS + 2048 * at, 0))
+    ours = bytes.fromhex(MAC.replace(":", "")) + bytes(94)
+    driver[r.RDT] = 1
+    driver.wire.waiting += [ours.ljust(5000, b"."), ours]
+    assert driver.wire.readable is not None
+    driver.wire.readable()
+    assert driver[r.RDH] == 0 and driver.wire.waiting == [ours]
+    driver[last] = {r.RCTL: 0, r.RDH: 7}[last]
+    driver[r.RDT] = 7
+    assert driver.wire.readable is None
+    driver[last] = {r.RCTL: r.RCTL_EN, r.RDH: 0}[last]
+    assert driver[r.RDH] == 3
+    driver.wire.readable()
+    assert driver[r.RDH] == 4
+
+
 PLACES = [
     r.CTRL,
     r.EERD,

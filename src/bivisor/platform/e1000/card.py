@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from bivisor.errors import GuestAddressError
 from bivisor.host.loop import Clock, Timer
@@ -68,8 +69,10 @@ class E1000(PciFunction):
             r.ICS: self._cause,
             r.IMS: lambda value: self._mask(self._masked | value),
             r.IMC: lambda value: self._mask(self._masked & ~value),
-            r.RCTL: self._set_receive,
-            r.RDT: self._set_receive_tail,
+            r.RCTL: partial(self._set_receive, r.RCTL),
+            r.RDLEN: partial(self._set_receive, r.RDLEN),
+            r.RDH: partial(self._set_receive, r.RDH),
+            r.RDT: lambda value: self._set_receive(r.RDT, value & 0xFFFF),
             r.TCTL: self._set_transmit,
             r.TDT: self._set_transmit_tail,
         }
@@ -277,12 +280,9 @@ class E1000(PciFunction):
             if self._outgoing or not self._backend.send(views):
                 self._outgoing.append(views)
 
-    def _set_receive(self, value: int) -> None:
-        self._registers[r.RCTL] = value
-        self._watch()
-
-    def _set_receive_tail(self, value: int) -> None:
-        self._registers[r.RDT] = value & 0xFFFF
+    def _set_receive(self, place: int, value: int) -> None:
+        """A register on which it depends whether there is room for frames: those that wait may have it now."""
+        self._registers[place] = value
         if self._arrived and self._registers.get(r.RCTL, 0) & r.RCTL_EN:
             self._store_arrived()
             self._drive()
@@ -349,7 +349,7 @@ class E1000(PciFunction):
 
 _KEPT = frozenset(
     (
-        *(r.ITR, r.RDBAL, r.RDBAH, r.RDLEN, r.RDH, r.TDBAL, r.TDBAH, r.TDLEN, r.TDH),
+        *(r.ITR, r.RDBAL, r.RDBAH, r.TDBAL, r.TDBAH, r.TDLEN, r.TDH),
         *range(0x0028, 0x00C0, 4),
         *(0x0170, 0x0410, 0x0420, 0x0E00, 0x1000, 0x2160, 0x2168, 0x2170),
         *(0x2820, 0x2828, 0x282C, 0x3820, 0x3828, 0x382C, 0x5000, 0x5800, 0x5808),
