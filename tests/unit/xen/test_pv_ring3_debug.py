@@ -140,6 +140,17 @@ def test_one_that_blocks_is_behind_its_hypercall(processor: Processor) -> None:
     assert processor.words[RIP] == h.STUB + 0x1349
 
 
+def test_a_step_of_one_that_blocked_is_the_instruction_behind_its_hypercall(processor: Processor) -> None:
+    processor.words[RIP], processor.words[RCX] = h.STUB + 0x1349, 0x401005
+    processor.debug.set_debug(GuestDebug(single_step=True))
+    assert processor.debug.entering()
+    processor.words[RIP], processor.words[RFLAGS] = 0x401005, 0x202
+    assert processor.debug.out_of_stub()  # it is where it was shown to be
+    assert not processor.hits
+    assert not processor.debug.entering()
+    assert processor.words[RFLAGS] & TF
+
+
 def test_debug_registers_are_refused(processor: Processor) -> None:
     with pytest.raises(EngineError, match="no debug registers"):
         processor.debug.set_debug(GuestDebug(addresses=(0x1000,)))

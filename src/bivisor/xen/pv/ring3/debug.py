@@ -57,6 +57,8 @@ class Ring3Debug:
         self.stepping = False
         """Whether one instruction is to be carried out, and nothing to come in between."""
         self._armed = False
+        self._is_call = False
+        """Whether what is to be carried out is a SYSCALL, and ends behind it."""
 
     # ---------------------------------------------------------------- what the thread asks
 
@@ -81,6 +83,7 @@ class Ring3Debug:
                 return True
             if self._is_at_syscall():
                 self._system_call()
+                self._is_call = True
                 return True
             self._set_tf(True)
             self._armed = True
@@ -88,8 +91,11 @@ class Ring3Debug:
         return False
 
     def out_of_stub(self) -> bool:
-        """The processor is at CPL 3 again, which ends a step. True where it is to be held."""
+        """The processor is at CPL 3 again, which ends a step, but where it only comes to where it was shown to be. True
+        where it is to come out."""
         if self.stepping:
+            if not self._armed and not self._is_call:
+                return True
             if self._armed:
                 self._set_tf(False)
             self._hit(Debug(Vector.DB, self._words[_Number.RIP], _BS, 0))
@@ -116,7 +122,7 @@ class Ring3Debug:
         self._hit(exit_)
 
     def _hit(self, exit_: Debug) -> None:
-        self.stepping = self._armed = False
+        self.stepping = self._armed = self._is_call = False
         self._control.hit(cast(Vcpu, self), exit_)
 
     def _is_at_syscall(self) -> bool:
@@ -246,6 +252,7 @@ class Ring3Debug:
         if self._armed and not debug.single_step:
             self._set_tf(False)
             self._armed = False
+        self._is_call = False
         self.stepping = debug.single_step
 
     def kick(self) -> None:
