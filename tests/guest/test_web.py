@@ -120,13 +120,16 @@ def test_a_domain_that_comes_by_the_form_is_drawn_paused_and_destroyed(person: P
 
     expect(page.get_by_role("alert")).to_have_text([])  # nothing was refused
 
-    page.get_by_role("button", name="Destroy: carol").click()
+    person.xl("rename", "carol", "dora")
+    box = page.get_by_role("article", name="dora")
+    page.get_by_role("button", name="Destroy: dora").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Destroy dora?")
     page.get_by_role("button", name="Cancel").click()
-    assert "carol" in person.names()
-    page.get_by_role("button", name="Destroy: carol").click()
+    assert "dora" in person.names()
+    page.get_by_role("button", name="Destroy: dora").click()
     page.get_by_role("button", name="Destroy", exact=True).click()
     expect(box).to_have_count(0)
-    assert "carol" not in person.names()
+    assert "dora" not in person.names()
 
 
 def test_a_command_is_typed_on_a_console_and_its_output_read(page: Page) -> None:

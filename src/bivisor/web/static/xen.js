@@ -156,15 +156,20 @@ function drawGrants(strip, domain) {
 
 function drawActions(row, domain, state) {
   const name = String(domain.domid);
+  row.domain = domain; // as it is when a button is pressed, not when it was made
   const act = (words, todo) => () => order(words, { domain: name }).then(todo, complain);
-  const actions = [{ id: `console-${name}`, text: "Console", act: () => showConsole(domain) }];
-  if (domain.screen) actions.push({ id: `screen-${name}`, text: "Screen", act: () => showScreen(domain) });
+  const actions = [{ id: `console-${name}`, text: "Console", act: () => showConsole(row.domain) }];
+  if (domain.screen) actions.push({ id: `screen-${name}`, text: "Screen", act: () => showScreen(row.domain) });
   if (state === "paused") actions.push({ id: `unpause-${name}`, text: "Go on", act: act("unpause") });
   else actions.push({ id: `pause-${name}`, text: "Pause", act: act("pause") });
   actions.push({ id: `shutdown-${name}`, text: "Shut down", act: act("shutdown") });
-  actions.push({ id: `destroy-${name}`, text: "Destroy", danger: true, act: () => destroy(domain) });
-  sync(row, actions, (action) =>
-    make("button", { type: "button", class: action.danger ? "danger" : null, text: action.text, "aria-label": `${action.text}: ${domain.name}`, click: action.act }),
+  actions.push({ id: `destroy-${name}`, text: "Destroy", danger: true, act: () => destroy(row.domain) });
+  sync(
+    row,
+    actions,
+    (action) => make("button", { type: "button", class: action.danger ? "danger" : null, text: action.text, click: action.act }),
+    // A domain that is being made gets its name last, and may be given another.
+    (button, action) => set(button, { "aria-label": `${action.text}: ${domain.name}` }),
   );
 }
 
