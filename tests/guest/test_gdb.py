@@ -136,6 +136,7 @@ def test_gdb_steps_a_pv_domain_through_a_hypercall_and_finds_one_that_blocks(
             "delete",
             "break *xen_hypercall_pv",
             "continue",
+            "delete",  # the other processor would come to it during a step
             "set $before = $rsp",
             "stepi",
             "stepi",
