@@ -50,7 +50,7 @@ def test_a_halted_guest_ends(boot: Boot) -> None:
 
 
 def test_forty_parallel_jobs_end_in_the_order_of_their_timers(boot: Boot) -> None:
-    command = "for i in $(seq 40); do (usleep $((1000000 + i * 50000)); echo $i) & done; wait; echo all"
+    command = "for i in $(seq 40); do (usleep $((1000000 + i * 100000)); echo $i) & done; wait; echo all"
     with boot(command) as run:
         lines = run.run().lines()
     assert lines == [*map(str, range(1, 41)), "all"]
