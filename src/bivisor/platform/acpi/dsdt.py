@@ -32,13 +32,7 @@ def _interrupt_model() -> tuple[bytes, bytes]:
 
 
 def _host_bridge(slots: Sequence[int]) -> bytes:
-    windows = resources.template(
-        resources.bus_numbers(0, 0),
-        resources.io(pci.ADDRESS_PORT, pci.PORTS),
-        resources.io_window(0x0000, pci.ADDRESS_PORT - 1),
-        resources.io_window(pci.ADDRESS_PORT + pci.PORTS, 0xFFFF),
-        resources.memory_window(pci.MMIO_START, pci.MMIO_END - 1),
-    )
+    windows = resources.host_bridge(0, (pci.MMIO_START, pci.MMIO_END - 1))
     return aml.device(
         "PCI0",
         aml.name("_HID", aml.eisa_id("PNP0A03")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 
 from bivisor.platform.acpi import aml
+from bivisor.platform.pci.bus import ADDRESS_PORT, PORTS
 
 _IO = struct.Struct("<BBHHBB")
 _IRQ = struct.Struct("<BH")
@@ -59,6 +60,18 @@ def memory_window(first: int, last: int) -> bytes:
     """DWordMemory: addresses that a host bridge hands on, not cacheable."""
     body = (_MEMORY, _FIXED_PRODUCER, _READ_WRITE, 0, first, last, 0, last - first + 1)
     return _DWORD_SPACE.pack(0x87, _DWORD_SPACE.size - 3, *body)
+
+
+def host_bridge(last_bus: int, *memory_windows: tuple[int, int]) -> bytes:
+    """What a PCI host bridge occupies, and hands on: its buses up to `last_bus`, all ports but its own two registers,
+    and `memory_windows`, each by its first and last address."""
+    return template(
+        bus_numbers(0, last_bus),
+        io(ADDRESS_PORT, PORTS),
+        io_window(0x0000, ADDRESS_PORT - 1),
+        io_window(ADDRESS_PORT + PORTS, 0xFFFF),
+        *(memory_window(first, last) for first, last in memory_windows),
+    )
 
 
 def _word_space(kind: int, flags: int, first: int, last: int) -> bytes:

@@ -16,7 +16,6 @@ from bivisor.platform.acpi import aml, resources
 from bivisor.platform.acpi.tables import Board, build_loose_tables, loose_rsdp
 from bivisor.platform.hpet import Hpet
 from bivisor.platform.i440fx.bridges import pirq_of
-from bivisor.platform.pci.bus import ADDRESS_PORT, PORTS
 
 PIRQ_LINES = (10, 10, 11, 11)
 """The ISA interrupts that SeaBIOS and OVMF give to PIRQ A to D."""
@@ -87,14 +86,7 @@ def _definition(com_ports: Sequence[tuple[int, int]], size: int, *, has_hpet: bo
 def _host_bridge(com_ports: Sequence[tuple[int, int]], size: int) -> bytes:
     # where SeaBIOS begins with memory ranges of PCI
     pci_start = 0x8000_0000 if size <= 0x8000_0000 else HOLE_START
-    windows = resources.template(
-        resources.bus_numbers(0, 0xFF),
-        resources.io(ADDRESS_PORT, PORTS),
-        resources.io_window(0x0000, ADDRESS_PORT - 1),
-        resources.io_window(ADDRESS_PORT + PORTS, 0xFFFF),
-        resources.memory_window(0xA_0000, 0xB_FFFF),
-        resources.memory_window(pci_start, _PCI_END - 1),
-    )
+    windows = resources.host_bridge(0xFF, (0xA_0000, 0xB_FFFF), (pci_start, _PCI_END - 1))
     return aml.device(
         "PCI0",
         aml.name("_HID", aml.eisa_id("PNP0A03")),

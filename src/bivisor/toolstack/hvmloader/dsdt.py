@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 from bivisor.platform import hpet, port61, rtc
 from bivisor.platform.acpi import aml, resources
-from bivisor.platform.pci.bus import ADDRESS_PORT, PORTS
 from bivisor.toolstack.hvmloader.pci import LINK_IRQS
 from bivisor.xen.hvm.irq import LINKS, PINS, pci_gsi, pci_link
 from bivisor.xen.hvm.platform import PCI_ISA_IRQS
@@ -54,14 +53,7 @@ def build(window: tuple[int, int], gsis: int) -> bytes:
 
 
 def _host_bridge(window: tuple[int, int], gsis: int) -> bytes:
-    windows = resources.template(
-        resources.bus_numbers(0, 0xFF),
-        resources.io(ADDRESS_PORT, PORTS),
-        resources.io_window(0x0000, ADDRESS_PORT - 1),
-        resources.io_window(ADDRESS_PORT + PORTS, 0xFFFF),
-        resources.memory_window(0xA_0000, 0xB_FFFF),
-        resources.memory_window(*window),
-    )
+    windows = resources.host_bridge(0xFF, (0xA_0000, 0xB_FFFF), window)
     return aml.device(
         "PCI0",
         aml.name("_HID", aml.eisa_id("PNP0A03")),
