@@ -153,7 +153,7 @@ def test_gdb_steps_a_pv_domain_through_a_hypercall_and_finds_one_that_blocks(
         assert re.search(r"Breakpoint 2, 0x\w+ in __x64_sys_newuname", said), said
         assert re.search(r"#1 +0x\w+ in do_syscall_64", said), said
         assert re.search(r"<xen_hypercall_pv\+3>:\s+syscall", said), said
-        assert "= 16" in said  # the two registers that it has pushed, and nothing of the hypervisor's
+        assert "= 16" in said, said  # the two registers that it has pushed, and nothing of the hypervisor's
         # An event may be waiting for it there.
         assert re.search(r"= .* <(xen_hypercall_pv\+5|xen_asm_exc_xen_hypervisor_callback)>", said), said
         domain.wait_for("~ # ", 100)  # it goes on

@@ -19,8 +19,8 @@ OnHit = Callable[[Vcpu, Debug], None]
 
 class RunControl:
     """The gate of the processors `vcpus`. `on_hit(vcpu, exit)` is called in the thread of a processor that stopped at a
-    breakpoint or after a step, when the machine is about to be held; nobody listens where it is None. `kick` gets all
-    of them out of the guest; without it, each is kicked."""
+    breakpoint or after a step, and says by `close()` whether the machine is to be held; more than one may come at a
+    time. Nobody listens where it is None. `kick` gets all of them out of the guest; without it, each is kicked."""
 
     def __init__(self, vcpus: Sequence[Vcpu], kick: Callable[[], None] | None = None) -> None:
         self._vcpus = vcpus
@@ -73,22 +73,23 @@ class RunControl:
                 self._waiting -= 1
 
     def hit(self, vcpu: Vcpu, exit_: Debug) -> bool:
-        """A processor came out with a debug exit: hold the machine. False where nobody listens."""
+        """A processor came out with a debug exit. False where nobody listens."""
         listener = self.on_hit
         if listener is None:
             return False
+        listener(vcpu, exit_)
+        return True
+
+    def close(self) -> None:
+        """Let no processor into the guest again, and have all of them leave it. From any thread; does not wait."""
         with self._news:
             self._held, self._only = True, None
         self._kick()
-        listener(vcpu, exit_)
-        return True
 
     def hold(self, timeout: float = 10.0) -> bool:
         """Hold every processor, and wait until all of them are outside of the guest. False where one does not come out
         within `timeout` seconds, as while a device works for it. Not from a processor's thread."""
-        with self._news:
-            self._held, self._only = True, None
-        self._kick()
+        self.close()
         with self._news:
             return self._news.wait_for(lambda: self._ended or self._waiting >= self._threads, timeout)
 

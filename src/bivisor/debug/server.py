@@ -119,7 +119,10 @@ class Server:
             return True
         if packet == BREAK:
             if stub.running:
-                connection.sendall(frame(stub.interrupted()))
+                told = stub.interrupted()
+                if self._stops:  # a processor has stopped meanwhile
+                    told = stub.stopped(self._stops.popleft())
+                connection.sendall(frame(told))
             return True
         if framing.acks:
             connection.sendall(ACK)

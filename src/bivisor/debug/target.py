@@ -3,10 +3,14 @@
 A breakpoint is an address that the engine stops at where it can stop at as many as are asked for (`soft`); elsewhere
 (`kvm`) four of them are debug registers, and a software breakpoint is an INT3 in the guest's memory, or an OUT on a KVM
 from which INT3 does not come out (`cpu/kvm/outs.py`). INT3s of the guest's own are given back to it.
+
+One stop is told at a time, for gdb knows of one alone: of a processor that comes to a breakpoint while the machine is
+about to be held, it is told when the machine is to go on, if the breakpoint is still there.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -37,8 +41,18 @@ class Stop:
     breakpoint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """A stop at the breakpoint `linear` that is not told yet, of a processor whose RIP is `rip`."""
+
+    stop: Stop
+    linear: int
+    rip: int
+
+
 class Target:
-    """The machine. `on_stop(stop)` is called in a processor's thread that came to a breakpoint or ended a step."""
+    """The machine. `on_stop(stop)` is called when a processor came to a breakpoint or ended a step, once until the
+    machine goes on: in its thread, or in that of `resume()` where it had come there earlier."""
 
     def __init__(
         self, vcpus: Sequence[Vcpu], memory: GuestMemory, control: RunControl, engine: str, *, opcode: bytes = INT3
@@ -51,6 +65,12 @@ class Target:
         self._addresses: list[int] = []
         self._patched: dict[int, tuple[int, bytes]] = {}
         self._stepping: int | None = None
+        self._lock = threading.Lock()
+        self._goes_on = True
+        """Whether a processor that stops is to hold the machine."""
+        self._later: dict[int, _Later] = {}
+        self.stopped = False
+        """Whether a stop was told, and the machine has not gone on since."""
         self.physical = False
         self.on_stop: Callable[[Stop], None] = lambda _: None
 
@@ -62,24 +82,47 @@ class Target:
 
     def hold(self) -> None:
         """Hold the machine. TargetError where a processor does not come out of a device."""
+        with self._lock:
+            self._goes_on = False
         if not self._control.hold():
             raise TargetError("a processor does not stop: a device works for it")
         if self._stepping is not None:
             self._step(self._stepping, False)
 
     def resume(self, step: int | None = None) -> None:
-        """Let the machine go on; with `step`, one instruction of that processor alone."""
+        """Let the machine go on; with `step`, one instruction of that processor alone. The machine must be held."""
+        later = None
         if step is not None:
+            self._later.pop(step, None)
             self._step(step, True)
-        self._control.resume(step)
+        else:
+            later = self._take_later()
+        with self._lock:
+            self.stopped = later is not None
+            self._goes_on = later is None
+        if later is None:
+            self._control.resume(step)
+        else:
+            self.on_stop(later.stop)
+
+    def _take_later(self) -> _Later | None:
+        """One that is still true."""
+        while self._later:
+            index, later = self._later.popitem()
+            here = later.linear in self._patched or later.linear in self._addresses
+            if here and self.vcpus[index].get_regs().rip == later.rip:
+                return later
+        return None
 
     def detach(self) -> None:
         """Take every breakpoint back and let the machine go on. The machine must be held, or have ended."""
         for linear in list(self._patched):
             self._unpatch(linear)
         self._addresses.clear()
+        self._later.clear()
         self._stepping = None
         self._arm()
+        self._goes_on, self.stopped = True, False
         self._control.on_hit = None
         self._control.resume()
 
@@ -88,17 +131,33 @@ class Target:
         self.vcpus[index].set_debug(replace(self._debug(), single_step=wanted, block_interrupts=wanted))
 
     def _hit(self, vcpu: Vcpu, exit_: Debug) -> None:
+        if exit_.exception != Vector.BP:
+            self._stop(vcpu, exit_, "hwbreak" if exit_.dr6 & 0xF else "")
+        elif exit_.pc in self._patched:
+            self._stop(vcpu, exit_, "swbreak")
+        else:
+            self._give_back(vcpu)
+
+    def _stop(self, vcpu: Vcpu, exit_: Debug, breakpoint_: str) -> None:
+        self._control.close()
         if self._stepping is not None:
             self._step(self._stepping, False)
-        if exit_.exception != Vector.BP:
-            self.on_stop(Stop(vcpu.index, "hwbreak" if exit_.dr6 & 0xF else ""))
-        elif exit_.pc in self._patched:
-            self.on_stop(Stop(vcpu.index, "swbreak"))
-        else:
-            events = vcpu.get_events()
-            events.exception = Vector.BP
-            vcpu.set_events(events)
-            self._control.resume()
+        stop = Stop(vcpu.index, breakpoint_)
+        with self._lock:
+            if not self._goes_on:
+                if breakpoint_:
+                    self._later[vcpu.index] = _Later(stop, exit_.pc, vcpu.get_regs().rip)
+                return
+            self._goes_on, self.stopped = False, True
+        self.on_stop(stop)
+
+    def _give_back(self, vcpu: Vcpu) -> None:
+        """An INT3 of the guest's own is no stop: a machine that is held stays held, and a step goes on behind it."""
+        events = vcpu.get_events()
+        events.exception = Vector.BP
+        vcpu.set_events(events)
+        if self._stepping is not None:
+            self._step(self._stepping, True)
 
     # ---------------------------------------------------------------- breakpoints
 

@@ -184,7 +184,7 @@ class Inspector:
             try:
                 yield
             finally:
-                if not stopped:
+                if not stopped and not self._target.stopped:  # else `_serve` has heard of it, or is about to
                     self._target.resume()
 
     # ---------------------------------------------------------------- breakpoints
