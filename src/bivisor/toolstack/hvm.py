@@ -127,7 +127,7 @@ class HvmDomain(PvhDomain):
         with self.control.loop.lock:
             memory = hvmloader.LowMemory(self._ram.size, self._ram.write, self._populate)
             devices = self._devices
-            chipset = hvmloader.Chipset(devices.gsis, devices.hpet.capabilities)
+            chipset = hvmloader.Chipset(devices.gsis, devices.timer_gsi, devices.hpet.capabilities)
             hvmloader.load(memory, self.board.pci, self._bios, self._facts(), chipset)
             self.board.start()
         self.domain.memory_map = hvmloader.e820(self._ram.size)

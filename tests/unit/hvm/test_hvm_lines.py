@@ -28,7 +28,7 @@ from bivisor.xen.hvm.irq import Lines, pci_gsi
 from bivisor.xen.hvm.platform import Clock
 
 BIOS = b"XenHVMSeaBIOS".ljust(1 << 16, b"\xf4")
-CHIPSET = hvmloader.Chipset(48, 0x8086_A201)
+CHIPSET = hvmloader.Chipset(48, 2, 0x8086_A201)
 FACTS = smbios.Facts(2, MEMORY, uuid.UUID(int=0x1234), "4.17.7", 2600, "AMD", (0x60F00, 0x178BFBFF))
 
 

@@ -51,8 +51,20 @@ def test_a_pin_has_an_input_of_its_own_where_there_are_so_many(gsis: int, line: 
 
 
 def test_tables_stay_below_what_the_memory_map_keeps_for_them() -> None:
-    tables = acpi.build(0xFC00_1000, acpi.Machine(8, WINDOW, GSIS, 0x8086_A201))
+    tables = acpi.build(0xFC00_1000, acpi.Machine(8, WINDOW, acpi.Chipset(GSIS, 2, 0x8086_A201)))
     assert len(tables.image) <= 0xA000 and 0xFC00_1000 < tables.rsdp < 0xFC00_B000
+
+
+@pytest.mark.parametrize(("timer", "overridden"), [(2, [0, 5, 10, 11]), (0, [5, 10, 11])])
+def test_the_madt_moves_the_8254_only_where_it_is_elsewhere(timer: int, overridden: list[int]) -> None:
+    image = acpi.build(0xFC00_1000, acpi.Machine(1, WINDOW, acpi.Chipset(24, timer, 0))).image
+    at = image.index(b"APIC")
+    end, at, found = at + int.from_bytes(image[at + 4 : at + 8], "little"), at + 44, []
+    while at < end:
+        kind, length, _, irq = image[at : at + 4]
+        found += [irq] * (kind == 2)
+        at += length
+    assert found == overridden
 
 
 class Nothing:

@@ -32,14 +32,21 @@ _WAET_RTC_GOOD, _WAET_TIMER_ONE_READ = 1 << 0, 1 << 1
 
 
 @dataclass(frozen=True, slots=True)
+class Chipset:
+    """What tables say beside the rest: inputs of the I/O APIC, which of them is the 8254's, the HPET's capabilities."""
+
+    gsis: int
+    timer_gsi: int
+    hpet: int
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
-    """What the tables say of it: processors, where PCI is below 4 GiB (first and last address), inputs of the I/O APIC,
-    the HPET's capabilities."""
+    """What the tables say of it: processors, where PCI is below 4 GiB (first and last address)."""
 
     cpus: int
     window: tuple[int, int]
-    gsis: int
-    hpet: int
+    chipset: Chipset
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +68,11 @@ def build(base: int, machine: Machine) -> Tables:
         return address
 
     facs = place(_FACS.pack(b"FACS", _FACS.size, 0, 0, 0, 0, 0, 1))
-    definition = place(_table(b"DSDT", 2, dsdt.build(machine.window, machine.gsis)))
+    definition = place(_table(b"DSDT", 2, dsdt.build(machine.window, machine.chipset.gsis)))
     tables = [
         place(_fadt(facs, definition)),
-        place(_madt(machine.cpus)),
-        place(_table(b"HPET", 1, _HPET.pack(machine.hpet, 0, 0, 0, 0, hpet.BASE, 0, 0, 0))),
+        place(_madt(machine.cpus, machine.chipset.timer_gsi)),
+        place(_table(b"HPET", 1, _HPET.pack(machine.chipset.hpet, 0, 0, 0, 0, hpet.BASE, 0, 0, 0))),
         place(_table(b"WAET", 1, struct.pack("<I", _WAET_RTC_GOOD | _WAET_TIMER_ONE_READ))),
     ]
     rsdt = place(_table(b"RSDT", 1, struct.pack(f"<{len(tables)}I", *tables)))
@@ -120,8 +127,8 @@ def _fadt(facs: int, definition: int) -> bytes:
     return _table(b"FACP", 4, body)
 
 
-def _madt(cpus: int) -> bytes:
-    entries = [struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0)]  # the 8254 is input 2
+def _madt(cpus: int, timer_gsi: int) -> bytes:
+    entries = [struct.pack("<BBBBIH", 2, 10, 0, 0, timer_gsi, 0)] if timer_gsi else []
     entries += [struct.pack("<BBBBIH", 2, 10, 0, irq, irq, _LEVEL_LOW) for irq in PCI_ISA_IRQS]
     entries.append(struct.pack("<BBBBII", 1, 12, IO_APIC_ID, 0, ioapic.BASE, 0))
     entries += [struct.pack("<BBBBI", 0, 8, cpu, cpu, 1) for cpu in range(cpus)]

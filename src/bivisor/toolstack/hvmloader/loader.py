@@ -40,14 +40,6 @@ class LowMemory:
     populate: Callable[[int, bytes], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Chipset:
-    """What tables say beside the rest: inputs of the I/O APIC, the HPET's capabilities."""
-
-    gsis: int
-    hpet: int
-
-
 def e820(size: int) -> tuple[tuple[int, int, int], ...]:
     """(address, length, type) of everything."""
     low = min(size, HOLE_START)
@@ -64,14 +56,14 @@ def e820(size: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(entries)
 
 
-def load(memory: LowMemory, bus: PciBus, bios: bytes, facts: smbios.Facts, chipset: Chipset) -> None:
+def load(memory: LowMemory, bus: PciBus, bios: bytes, facts: smbios.Facts, chipset: acpi.Chipset) -> None:
     """Set up PCI, and write tables and the BIOS. ImageError for one that cannot be."""
     if not 1 << 16 <= len(bios) <= BIOS_MAX or len(bios) % PAGE:
         raise ImageError(f"a BIOS of {len(bios)} bytes: on Xen it has 64 to 256 KiB, in whole pages")
     if _SIGNATURE[:-1] not in bios:
         raise ImageError("this SeaBIOS was built without support for Xen (CONFIG_XEN)")
     window = pci.set_up(bus)
-    tables = acpi.build(TABLES_AT + _TABLES_OFFSET, acpi.Machine(facts.vcpus, window, chipset.gsis, chipset.hpet))
+    tables = acpi.build(TABLES_AT + _TABLES_OFFSET, acpi.Machine(facts.vcpus, window, chipset))
     memory.populate(TABLES_AT, (bytes(_TABLES_OFFSET) + tables.image).ljust(TABLES_SIZE, b"\0"))
     anchor, structures = smbios.build(facts, SMBIOS_AT)
     memory.populate(SMBIOS_AT, structures)

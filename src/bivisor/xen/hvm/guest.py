@@ -14,11 +14,13 @@ from bivisor.cpu.windows import MachineWindows
 from bivisor.xen.cpuid import domain_cpuid
 from bivisor.xen.domain import Domain
 from bivisor.xen.guest import PvhGuest
+from bivisor.xen.hvm import kernels
 from bivisor.xen.hvm.irq import Lines
 from bivisor.xen.hvm.platform import HvmDevices
 from bivisor.xen.hvm.servers import IoreqServers
 from bivisor.xen.hvm.state import HvmState
 from bivisor.xen.hvm.thread import HvmThread
+from bivisor.xen.hypercall_entry import VMCALL, VMMCALL
 from bivisor.xen.vcpu_thread import VcpuThread
 
 _SECOND = 1e9
@@ -32,6 +34,9 @@ class HvmGuest(PvhGuest):
         self._said: deque[bytes] = deque(maxlen=_LINES)
         self.devices = HvmDevices(self.machine, lambda: self.xen.wall() / _SECOND, self._say, self.failed)
         self._instruction = self.machine.take_xen_hypercalls(abi.HYPERCALL_PAGE_MSR)
+        self.replaces_hypercalls = self._instruction not in (VMCALL, VMMCALL)
+        if self.replaces_hypercalls:
+            self.machine.filter_msrs([(abi.HYPERCALL_PAGE_MSR, 1), (kernels.EFER, 1)])
         self._has_callback = self.devices.chip is not None
         self.windows = MachineWindows(self.machine, self.memory)
 
@@ -77,6 +82,10 @@ class HvmGuest(PvhGuest):
                 self.machine.signal_msi(0xFEE0_0000 | vcpu << 12, info.callback_vector)
         elif vcpu == 0:
             self.lines.callback_level(True)
+
+    def kernel_starts(self, gpa: int) -> None:
+        """A kernel of the domain's own begins, at `gpa`: make its hypercalls come out (see `loaded`)."""
+        kernels.replace_around(self.memory, gpa, self._instruction)
 
     def look_at_line(self) -> None:
         """The line of event channels is up for as long as processor 0 has an upcall to take."""

@@ -17,7 +17,7 @@ from bivisor.platform import acpi_pm, hpet, i8254, port61, rtc
 from bivisor.platform.bus import Bus, mmio_bus, port_bus
 from bivisor.platform.ioapic import IoApic
 from bivisor.platform.irqchip import GSIS as PC_GSIS
-from bivisor.platform.irqchip import PcIrqChip
+from bivisor.platform.irqchip import TIMER_GSI, PcIrqChip
 from bivisor.xen.hvm.chip import HvmChip
 
 DEBUG_PORT = 0xE9
@@ -90,6 +90,11 @@ class HvmDevices:
     def gsis(self) -> int:
         """How many inputs the I/O APIC has."""
         return PC_GSIS if self.chip is None else GSIS
+
+    @property
+    def timer_gsi(self) -> int:
+        """Which of them is the 8254's: the first in the routing that a KVM has by default."""
+        return 0 if self.chip is None else TIMER_GSI
 
     def set_irq(self, gsi: int, level: bool) -> None:
         """The level of an input of the interrupt controllers; one that they do not have is nobody's."""

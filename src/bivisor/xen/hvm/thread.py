@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bivisor.cpu.contract import Vcpu
-from bivisor.cpu.exits import Direction, Exit, Mmio, PortIo
+from bivisor.cpu.exits import Direction, Exit, Mmio, PortIo, RdMsr, WrMsr
 from bivisor.memory import PAGE
 from bivisor.xen.domain import Domain
+from bivisor.xen.hvm import kernels
 from bivisor.xen.hvm.ioreq import BadState, Ioreqs
 from bivisor.xen.vcpu_thread import VcpuThread
 
@@ -99,6 +100,26 @@ class HvmThread(VcpuThread):
                 exit_.data[:size] = self._ioreqs.memory(address, size, None).to_bytes(size, "little")
         except BadState as error:
             return self._give_up(error)
+        return True
+
+    def _rdmsr(self, exit_: Exit) -> bool:
+        assert isinstance(exit_, RdMsr)
+        if exit_.index != kernels.EFER or not self._hvm.replaces_hypercalls:
+            return super()._rdmsr(exit_)
+        exit_.data[:] = kernels.read_efer(self.vcpu).to_bytes(8, "little")
+        return True
+
+    def _wrmsr(self, exit_: Exit) -> bool:
+        assert isinstance(exit_, WrMsr)
+        if exit_.index != kernels.EFER or not self._hvm.replaces_hypercalls:
+            return super()._wrmsr(exit_)
+        before = kernels.read_efer(self.vcpu)
+        if not kernels.write_efer(self.vcpu, exit_.value):
+            exit_.error[0] = 1
+        elif kernels.is_kernel_start(before, exit_.value):
+            gpa = self.vcpu.translate(self.vcpu.get_regs().rip)
+            if gpa is not None:
+                self._hvm.kernel_starts(gpa)
         return True
 
     def _give_up(self, error: BadState) -> bool:
