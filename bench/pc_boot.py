@@ -1,6 +1,6 @@
 """From the firmware's first instruction to a login prompt: `bivisor run --machine pc` beside `qemu-system-x86_64`.
 
-Both start the same disk image (`bivisor image disk`) with the same memory and devices, in turns: an i440FX PC with a
+Both start the same disk image (`bivisor image build`) with the same memory and devices, in turns: an i440FX PC with a
 VGA adapter and COM1, the disk behind each interface that is asked for. Each run is a process of its own, from its start
 to the prompt on COM1. Prints medians and, run by run, the ratio; --json for scripts.
 

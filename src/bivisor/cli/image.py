@@ -144,7 +144,6 @@ def build_command(file: Path, packages: str, size: str | None, pc_kernel: bool, 
     return 0
 
 
-command.add_command(build_command, "disk")  # its first name
 
 
 @command.command("inspect")
