@@ -135,8 +135,7 @@ def test_gdb_steps_a_pv_domain_through_a_hypercall_and_finds_one_that_blocks(
             "backtrace 2",
             "delete",
             "break *xen_hypercall_pv",
-            "continue",
-            "delete",  # the other processor would come to it during a step
+            "continue",  # often both come to it: the other one waits
             "set $before = $rsp",
             "stepi",
             "stepi",
@@ -144,6 +143,7 @@ def test_gdb_steps_a_pv_domain_through_a_hypercall_and_finds_one_that_blocks(
             "print $before - $rsp",
             "stepi",
             "print $rip",
+            "delete",
             "hbreak *start_kernel",
             "delete",
             "detach",
