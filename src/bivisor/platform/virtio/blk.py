@@ -15,7 +15,8 @@ from typing import Protocol
 from bivisor.abi import virtio as abi
 from bivisor.abi.virtio import BLK_CONFIG, BLK_RANGE, BLK_REQ, BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, SECTOR, bit
 from bivisor.host.loop import Loop
-from bivisor.platform.virtio.device import Chain, VirtioDevice, VirtQueue, gather, scatter, skip
+from bivisor.platform.virtio.device import Chain, VirtQueue, gather, scatter, skip
+from bivisor.platform.virtio.turns import TurnDevice
 
 QUEUE_SIZE = 256
 SEG_MAX = QUEUE_SIZE - 2
@@ -23,8 +24,6 @@ SIZE_MAX = 128 << 10
 REQUEST_MAX = SEG_MAX * SIZE_MAX
 DISCARD_RANGES_MAX, DISCARD_SECTORS_MAX = 64, 1 << 22
 ZEROES_RANGES_MAX, ZEROES_SECTORS_MAX = 1, 1 << 17  # where nothing better is there, zeroes are written one by one
-TURN_BYTES = 32 << 20
-TURN_REQUESTS = QUEUE_SIZE
 _OPERATIONS = {
     abi.BLK_T_IN: "read",
     abi.BLK_T_OUT: "write",
@@ -58,16 +57,16 @@ class BlockBackend(Protocol):
         """Make the bytes read as zero; `unmap`: space may be given back."""
 
 
-class VirtioBlk(VirtioDevice):
+class VirtioBlk(TurnDevice):
     """A disk in front of `backend`, with `queues` request queues and `serial` (up to 20 bytes) as its identity."""
 
     device_id = abi.ID_BLOCK
     pci_class = 0x018000
     name = "virtio-blk"
+    turn_requests, turn_bytes = QUEUE_SIZE, 32 << 20
 
     def __init__(self, backend: BlockBackend, loop: Loop, *, queues: int = 1, serial: str = "") -> None:
         self.backend = backend
-        self._loop = loop
         self._sectors = backend.size // SECTOR
         self._serial = serial.encode()[: abi.BLK_ID_BYTES].ljust(abi.BLK_ID_BYTES, b"\0")
         features = bit(abi.BLK_F_SIZE_MAX) | bit(abi.BLK_F_SEG_MAX) | bit(abi.BLK_F_BLK_SIZE) | bit(abi.BLK_F_FLUSH)
@@ -81,7 +80,7 @@ class VirtioBlk(VirtioDevice):
         config = BLK_CONFIG.pack(
             self._sectors, SIZE_MAX, SEG_MAX, 0, 0, 0, SECTOR, exponent, 0, 1 << exponent, 0, 1, 0, queues, *limits
         )
-        super().__init__(features, [QUEUE_SIZE] * queues, config)
+        super().__init__(features, [QUEUE_SIZE] * queues, config, loop)
         self._requests = {
             abi.BLK_T_IN: self._read,
             abi.BLK_T_OUT: self._write,
@@ -93,34 +92,6 @@ class VirtioBlk(VirtioDevice):
         self._flushing: dict[int, tuple[VirtQueue, Chain, Future[None]]] = {}
         self._tickets = itertools.count()
 
-    def activate(self) -> None:
-        """Serve what is already there."""
-        for index in range(len(self.queues)):
-            self.notify(index)
-
-    def notify(self, index: int) -> None:
-        """Serve requests of one queue, a turn's worth of them."""
-        if not self.active:
-            return
-        queue = self.queues[index]
-        queue.hush()
-        left = TURN_BYTES
-        for _ in range(TURN_REQUESTS):
-            chain = queue.pop()
-            while chain is None:
-                if not queue.listen():
-                    self.finish(queue)
-                    return
-                chain = queue.pop()
-                if queue.broken:
-                    return
-            left -= self._serve(queue, chain)
-            if left <= 0 or not self.active:
-                break
-        self.finish(queue)
-        if self.active:
-            self._loop.call_soon(lambda: self.notify(index))
-
     def describe(self, chain: Chain) -> tuple[str, int, int]:
         """See `VirtioDevice.describe`. Nothing here has been checked."""
         header = gather(chain.readable, BLK_REQ.size)
@@ -130,8 +101,8 @@ class VirtioBlk(VirtioDevice):
         size = max(0, chain.readable_size - BLK_REQ.size) + max(0, chain.writable_size - 1)
         return _OPERATIONS.get(kind, str(kind)), size, sector
 
-    def _serve(self, queue: VirtQueue, chain: Chain) -> int:
-        """Carry out one request; the bytes that it moved."""
+    def serve(self, queue: VirtQueue, chain: Chain) -> int:
+        """See `TurnDevice.serve`."""
         readable, writable = chain.readable, chain.writable
         # Without a whole header or a byte for the status there is no way to answer.
         header = gather(readable, BLK_REQ.size)

@@ -13,19 +13,18 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from bivisor.abi import fuse as abi
 from bivisor.abi.virtio import FS_CONFIG, FS_TAG_BYTES, ID_FS
 from bivisor.host.loop import Loop
-from bivisor.platform.virtio.device import Chain, VirtioDevice, VirtQueue, gather, scatter
+from bivisor.platform.virtio.device import Chain, VirtQueue, gather, scatter
 from bivisor.platform.virtio.folder import Folder, Work
 from bivisor.platform.virtio.fuse import FuseServer, work_answer
+from bivisor.platform.virtio.turns import TurnDevice
 
 QUEUE_SIZE = 512
 HIPRIO, REQUEST = 0, 1
-TURN_REQUESTS = 64
-TURN_BYTES = 16 << 20
 _ANSWER = abi.OUT_HEADER.size
 _SILENT = (abi.FORGET, abi.BATCH_FORGET, abi.INTERRUPT)
 
 
-class VirtioFs(VirtioDevice):
+class VirtioFs(TurnDevice):
     """`folder` under the name `tag` (up to 36 bytes), by which a guest mounts it.
 
     The guest may take what it was told of a file for true for `cache` seconds; with 0, what the host changes is seen
@@ -35,43 +34,15 @@ class VirtioFs(VirtioDevice):
     device_id = ID_FS
     pci_class = 0x018000
     name = "virtio-fs"
+    turn_requests, turn_bytes = 64, 16 << 20
 
     def __init__(self, folder: Folder, loop: Loop, tag: str, *, cache: float = 0.0) -> None:
         config = FS_CONFIG.pack(tag.encode()[:FS_TAG_BYTES], 1)
-        super().__init__(0, [QUEUE_SIZE, QUEUE_SIZE], config)
+        super().__init__(0, [QUEUE_SIZE, QUEUE_SIZE], config, loop)
         self.server = FuseServer(folder, cache=cache)
-        self._loop = loop
         self._worker: ThreadPoolExecutor | None = None
         self._working: dict[int, tuple[VirtQueue, Chain, Future[int], int, int]] = {}
         self._tickets = itertools.count()
-
-    def activate(self) -> None:
-        """Serve what is already there."""
-        for index in (HIPRIO, REQUEST):
-            self.notify(index)
-
-    def notify(self, index: int) -> None:
-        """Serve requests of one queue, a turn's worth of them."""
-        if not self.active:
-            return
-        queue = self.queues[index]
-        queue.hush()
-        left = TURN_BYTES
-        for _ in range(TURN_REQUESTS):
-            chain = queue.pop()
-            while chain is None:
-                if not queue.listen():
-                    self.finish(queue)
-                    return
-                chain = queue.pop()
-                if queue.broken:
-                    return
-            left -= self._serve(queue, chain)
-            if left <= 0 or not self.active:
-                break
-        self.finish(queue)
-        if self.active:
-            self._loop.call_soon(lambda: self.notify(index))
 
     def describe(self, chain: Chain) -> tuple[str, int, int]:
         """See `VirtioDevice.describe`. Nothing here has been checked."""
@@ -81,8 +52,8 @@ class VirtioFs(VirtioDevice):
         opcode = abi.IN_HEADER.unpack(header)[1]
         return abi.OPERATIONS.get(opcode, str(opcode)), chain.readable_size + chain.writable_size, -1
 
-    def _serve(self, queue: VirtQueue, chain: Chain) -> int:
-        """Carry out one request; the bytes that it moved."""
+    def serve(self, queue: VirtQueue, chain: Chain) -> int:
+        """See `TurnDevice.serve`."""
         header = gather(chain.readable, abi.IN_HEADER.size)
         if len(header) < abi.IN_HEADER.size:
             self.fail("a request without a header")
