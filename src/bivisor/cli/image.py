@@ -144,8 +144,6 @@ def build_command(file: Path, packages: str, size: str | None, pc_kernel: bool, 
     return 0
 
 
-
-
 @command.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
 @_JSON
