@@ -38,8 +38,9 @@ def create(host: XenHost, talk: Talk, name: str = "u1", kind: str = "pv", vcpus:
 
 
 def ask(domain: DomU, talk: Talk, command: str, answer: str) -> None:
+    before = len(talk.text)
     domain.send(command.encode() + b"\n")
-    talk.wait_for(answer.encode())
+    talk.wait_for(answer.encode(), before)
 
 
 def test_a_stock_kernel_reaches_a_shell_as_pv_domain_and_powers_off(host: XenHost) -> None:

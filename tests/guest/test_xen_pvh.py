@@ -33,9 +33,10 @@ class Talk:
             self.text += data
             self._changed.notify_all()
 
-    def wait_for(self, wanted: bytes) -> None:
+    def wait_for(self, wanted: bytes, start: int = 0) -> None:
+        """Wait until it stands in the text from `start` on."""
         with self._changed:
-            found = self._changed.wait_for(lambda: wanted in self.text, PATIENCE_S)
+            found = self._changed.wait_for(lambda: self.text.find(wanted, start) >= 0, PATIENCE_S)
         assert found, self.text[-800:].decode(errors="replace")
 
 
