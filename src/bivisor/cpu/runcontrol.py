@@ -59,6 +59,11 @@ class RunControl:
         """Whether that processor may enter its guest."""
         return not self._held or self._only == vcpu.index
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it is held, but for a step."""
+        return self._held
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """In the processor's thread: it waits for something else, and is as good as held meanwhile. It must pass

@@ -76,6 +76,11 @@ class Target:
 
     # ---------------------------------------------------------------- running
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody holds the machine: a debugger, a stop, or who made it."""
+        return self._control.is_held
+
     def attach(self) -> None:
         """Begin: stops come to `on_stop` from now on."""
         self._control.on_hit = self._hit
@@ -139,11 +144,11 @@ class Target:
             self._give_back(vcpu)
 
     def _stop(self, vcpu: Vcpu, exit_: Debug, breakpoint_: str) -> None:
-        self._control.close()
         if self._stepping is not None:
             self._step(self._stepping, False)
         stop = Stop(vcpu.index, breakpoint_)
         with self._lock:
+            self._control.close()  # with the lock: whoever finds the machine held finds out by `hold()` who holds it
             if not self._goes_on:
                 if breakpoint_:
                     self._later[vcpu.index] = _Later(stop, exit_.pc, vcpu.get_regs().rip)

@@ -64,7 +64,7 @@ class KvmGuest(Inside, Inspected, Eventful, Guest):
 
     def start(self) -> None:
         """Let a guest that was made `paused` run."""
-        self.vm.control.resume()
+        self._inspector.start()
 
     @property
     def events(self) -> Events:

@@ -130,6 +130,14 @@ class Inspector:
         except ValueError:
             raise UsageError(f"{where!r}: a symbol, or a symbol and a number as in init_uts_ns+0x45") from None
 
+    # ---------------------------------------------------------------- a guest that was made held
+
+    def start(self) -> None:
+        """Let it run; one that runs is no error."""
+        with self._lock:
+            if self._at is None and not self._target.stopped:
+                self._target.resume()
+
     # ---------------------------------------------------------------- memory and registers
 
     def read(self, where: Where, length: int, *, physical: bool = False, vcpu: int = 0) -> bytes:
@@ -175,11 +183,13 @@ class Inspector:
     @contextmanager
     def _held(self) -> Iterator[None]:
         with self._lock:
-            stopped = self._at is not None
-            if not stopped:
+            stopped = self._target.is_held
+            if self._at is None:
                 try:
                     self._target.hold()
                 except TargetError as error:
+                    if not stopped:
+                        self._target.resume()
                     raise UsageError(str(error)) from None
             try:
                 yield

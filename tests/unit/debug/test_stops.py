@@ -14,6 +14,7 @@ from bivisor.debug.registers import REGISTERS
 from bivisor.debug.rsp import BREAK, Framing, frame
 from bivisor.debug.server import Server
 from bivisor.debug.target import INT3, Stop
+from bivisor.errors import UsageError
 from bivisor.host.tcp import listen
 from bivisor.toolstack.inspect import Inspector
 
@@ -195,6 +196,37 @@ def test_ctrl_c_and_a_stop_at_the_same_time_are_one_answer(conversation: Convers
     conversation.socket.sendall(frame(b"vCont;c") + b"\x03")
     assert conversation.hear() == b"T05thread:1;swbreak:;"
     assert conversation.stack() == 0x1000
+
+
+def test_a_machine_that_was_made_held_stays_so_until_it_is_started_and_stops_at_the_breakpoint() -> None:
+    machine = Machine()
+    machine.control.hold()
+    inspector = Inspector(machine.target, None, lambda source, *_: source)
+    try:
+        met = inspector.breakpoint(PLACE)
+        assert inspector.registers(1).rsp == 0x2000 and not machine.may_enter(0)
+        inspector.start()
+        assert machine.may_enter(0)
+        machine.comes_to(1, PLACE)
+        assert met.wait(20).vcpu == 1 and not machine.may_enter(0)
+        inspector.start()
+        assert not machine.may_enter(0)
+    finally:
+        inspector.close()
+
+
+def test_a_machine_that_cannot_be_held_goes_on() -> None:
+    machine = Machine()
+    inspector = Inspector(machine.target, None, lambda source, *_: source)
+
+    def hold() -> bool:
+        machine.control.close()
+        return False
+
+    machine.control.hold = hold  # type: ignore[method-assign,assignment]
+    with pytest.raises(UsageError, match="a device works for it"):
+        inspector.registers()
+    assert machine.may_enter(0)
 
 
 def test_a_program_meets_each_of_two_processors_though_it_looked_at_memory_meanwhile() -> None:
