@@ -50,9 +50,10 @@ def test_the_code_fits_its_page() -> None:
 
 
 class Kernel:
-    """A PV kernel of some bytes on one processor, with level-4 tables at frames 1 and 5 for the same memory."""
+    """A PV kernel of some bytes on one processor, with level-4 tables at frames 1 and 5 for the same memory. SYSCALL
+    leads to CPL 0, or to the stub's `gate`."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: bool = False) -> None:
         self.memory = GuestMemory(FRAMES * PAGE)
         self.hidden = h.Hidden(FRAMES, 1)
         self.block = block = Block(self.hidden, 0)
@@ -73,7 +74,9 @@ class Kernel:
         self.state.values[4] = 1
         self.state.set_info(memoryview(b""))
         self.state.set(True)
-        self.hidden.use_near()
+        self.lstar = h.GATE if gate else block.linear + h.NATIVE * PAGE
+        if not gate:
+            self.hidden.use_near()
         self.engine = open_soft()
         self.machine = self.engine.create_machine()
         self.machine.map(self.memory.slots[0])
@@ -89,8 +92,7 @@ class Kernel:
         sregs.efer = int(Efer.SCE | Efer.LME | Efer.LMA | Efer.NX)
         self.vcpu.set_sregs(sregs)
         star = 0xE023 << 48 | h.CODE_SELECTOR << 32
-        lstar = self.block.linear + h.NATIVE * PAGE
-        self.vcpu.set_msrs({Msr.IA32_STAR: star, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: int(Rflags.IF)})
+        self.vcpu.set_msrs({Msr.IA32_STAR: star, Msr.IA32_LSTAR: self.lstar, Msr.IA32_FMASK: int(Rflags.IF)})
 
     def run(self, code: bytes, flags: int = 0, **registers: int) -> tuple[int, int]:
         """The port by which the stub comes out, and RIP of the frame that it has."""
@@ -150,6 +152,14 @@ def kernel() -> Iterator[Kernel]:
     made.close()
 
 
+@pytest.fixture(params=[False, True], ids=["CPL 0", "gate"])
+def either(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    """By either way in, which is by the gate where each instruction at CPL 0 is interpreted."""
+    made = Kernel(request.param)
+    yield made
+    made.close()
+
+
 def update(address: int, value: int) -> bytes:
     return struct.pack("<QQ", address, value)
 
@@ -177,57 +187,66 @@ def test_the_address_space_changes_without_leaving_the_guest(kernel: Kernel) -> 
     assert kernel.comes_out(Hypercall.MMUEXT_OP, 0x2000, 2, 0, DOMID_SELF, data=switch(7, 1))
 
 
-def test_segment_bases_are_loaded_if_they_are_addresses(kernel: Kernel) -> None:
+def test_segment_bases_are_loaded_if_they_are_addresses(either: Kernel) -> None:
     high = (1 << 64) - (1 << 47)
     wanted = {0: Msr.IA32_FS_BASE, 1: Msr.IA32_KERNEL_GS_BASE, 2: Msr.IA32_GS_BASE}
     for which, msr in wanted.items():
         for base in ((1 << 47) - 1, high | which):
-            assert kernel.calls(Hypercall.SET_SEGMENT_BASE, which, base) == 0
-            assert kernel.vcpu.get_msrs([msr])[msr] == base
-        assert kernel.comes_out(Hypercall.SET_SEGMENT_BASE, which, NOWHERE)
-    assert kernel.calls(Hypercall.SET_SEGMENT_BASE, 3, NOWHERE >> 20) == 0
-    assert kernel.vcpu.get_msrs([Msr.IA32_KERNEL_GS_BASE])[Msr.IA32_KERNEL_GS_BASE] == 0
-    assert kernel.comes_out(Hypercall.SET_SEGMENT_BASE, 4, 0)
+            assert either.calls(Hypercall.SET_SEGMENT_BASE, which, base) == 0
+            assert either.vcpu.get_msrs([msr])[msr] == base
+        assert either.comes_out(Hypercall.SET_SEGMENT_BASE, which, NOWHERE)
+    assert either.calls(Hypercall.SET_SEGMENT_BASE, 3, NOWHERE >> 20) == 0
+    assert either.vcpu.get_msrs([Msr.IA32_KERNEL_GS_BASE])[Msr.IA32_KERNEL_GS_BASE] == 0
+    assert either.comes_out(Hypercall.SET_SEGMENT_BASE, 4, 0)
 
 
-def test_the_kernels_stack_is_noted(kernel: Kernel) -> None:
-    assert kernel.calls(Hypercall.STACK_SWITCH, 0, 0x2F07) == 0
-    assert kernel.block.quads[2] == 0x2F00
+def test_the_kernels_stack_is_noted(either: Kernel) -> None:
+    assert either.calls(Hypercall.STACK_SWITCH, 0, 0x2F07) == 0
+    assert either.block.quads[2] == 0x2F00
 
 
-def test_a_program_is_not_left_by_way_of_the_hypervisors_memory(kernel: Kernel) -> None:
-    entry = kernel.words[4 << 9 | 3]
+def test_a_program_is_not_left_by_way_of_the_hypervisors_memory(either: Kernel) -> None:
+    entry = either.words[4 << 9 | 3]
     for stack in (h.WINDOW + (4 << 12) + 0x20, h.WINDOW + (4 << 12) + 0x29):
-        assert kernel.comes_out(Hypercall.STACK_SWITCH, 0, stack)
-        kernel.block.set_stack(stack)
-        kernel.block.bytes[0] = 0  # a program
-        assert kernel.run(SYSCALL + HLT)[0] in (TRAP_PORT, CRASH_PORT)
-        kernel.block.bytes[0] = 1
-        assert kernel.words[4 << 9 | 3] == entry
+        assert either.comes_out(Hypercall.STACK_SWITCH, 0, stack)
+        either.block.set_stack(stack)
+        either.block.bytes[0] = 0  # a program
+        assert either.run(SYSCALL + HLT)[0] in (TRAP_PORT, CRASH_PORT)
+        either.block.bytes[0] = 1
+        assert either.words[4 << 9 | 3] == entry
     for stack in ((1 << 47) - 16, (1 << 64) - (0x780 << 36)):
-        assert kernel.calls(Hypercall.STACK_SWITCH, 0, stack) == 0
+        assert either.calls(Hypercall.STACK_SWITCH, 0, stack) == 0
 
 
-def test_a_processor_that_is_not_there_is_known_inside_and_any_other_is_asked_about(kernel: Kernel) -> None:
-    assert kernel.calls(Hypercall.VCPU_OP, VcpuOp.IS_UP, 1) == (1 << 64) - 2
-    assert kernel.comes_out(Hypercall.VCPU_OP, VcpuOp.IS_UP, 0)
-    assert kernel.comes_out(Hypercall.VCPU_OP, VcpuOp.SET_SINGLESHOT_TIMER, 1)
-    assert kernel.comes_out(Hypercall.VCPU_OP | 1 << 32, VcpuOp.IS_UP, 1)
+def test_a_processor_that_is_not_there_is_known_inside_and_any_other_is_asked_about(either: Kernel) -> None:
+    assert either.calls(Hypercall.VCPU_OP, VcpuOp.IS_UP, 1) == (1 << 64) - 2
+    assert either.comes_out(Hypercall.VCPU_OP, VcpuOp.IS_UP, 0)
+    assert either.comes_out(Hypercall.VCPU_OP, VcpuOp.SET_SINGLESHOT_TIMER, 1)
+    assert either.comes_out(Hypercall.VCPU_OP | 1 << 32, VcpuOp.IS_UP, 1)
 
 
-def test_the_version_is_told_and_an_event_that_waits_is_taken_then(kernel: Kernel) -> None:
-    assert kernel.calls(Hypercall.XEN_VERSION, 0) == XEN_VERSION
-    assert kernel.comes_out(Hypercall.XEN_VERSION, 1)
-    kernel.memory.write(INFO * PAGE, b"\1\0")
-    assert kernel.calls(Hypercall.XEN_VERSION, 0, then=HANDLER) == XEN_VERSION
-    assert kernel.memory.read(INFO * PAGE, 2) == b"\1\1"
-    frame = struct.unpack("<7Q", kernel.memory.read(DATA * PAGE + 0xF00 - 56, 56))
+def test_the_version_is_told_and_an_event_that_waits_is_taken_then(either: Kernel) -> None:
+    assert either.calls(Hypercall.XEN_VERSION, 0) == XEN_VERSION
+    assert either.comes_out(Hypercall.XEN_VERSION, 1)
+    either.memory.write(INFO * PAGE, b"\1\0")
+    assert either.calls(Hypercall.XEN_VERSION, 0, then=HANDLER) == XEN_VERSION
+    assert either.memory.read(INFO * PAGE, 2) == b"\1\1"
+    frame = struct.unpack("<7Q", either.memory.read(DATA * PAGE + 0xF00 - 56, 56))
     assert (frame[2], frame[3], frame[5]) == (0x1002, 0xE030, 0x2F00)
-    assert kernel.calls(Hypercall.XEN_VERSION, 0) == XEN_VERSION  # masked
-    assert kernel.block.quads[0x1000 // 8 + EVENT] == HANDLER
+    assert either.calls(Hypercall.XEN_VERSION, 0) == XEN_VERSION  # masked
+    assert either.block.quads[0x1000 // 8 + EVENT] == HANDLER
 
 
-def test_all_comes_out_while_somebody_listens(kernel: Kernel) -> None:
+def test_page_tables_come_out_by_the_gate() -> None:
+    kernel = Kernel(gate=True)
+    data = update(4 << 12 | 8 * 9, 50 << 12 | P | RW)
+    assert kernel.comes_out(Hypercall.MMU_UPDATE, 0x2000, 1, 0, DOMID_SELF, data=data)
+    assert kernel.comes_out(Hypercall.SET_SEGMENT_BASE + 32, 0, 0)
+    kernel.close()
+
+
+def test_all_comes_out_while_somebody_listens(either: Kernel) -> None:
+    kernel = either
     kernel.state.set(False)
     assert kernel.comes_out(Hypercall.XEN_VERSION, 0)
     assert kernel.comes_out(Hypercall.VCPU_OP, VcpuOp.IS_UP, 1)

@@ -103,9 +103,6 @@ class Ring3Guest(PvGuest):
         machine.is_shadowed = not self.native
         if self.native:
             self.private.use_near()
-        thread = self.threads[index]
-        assert isinstance(thread, Ring3Thread)
-        thread.allow_near()
         lstar = block.linear + h.NATIVE * PAGE if self.native else h.GATE
         vcpu.set_msrs({Msr.IA32_STAR: _STAR, Msr.IA32_LSTAR: lstar, Msr.IA32_FMASK: _FMASK if self.native else 0})
         regs.rflags = regs.rflags & _ARITHMETIC | Rflags.IF | Rflags.FIXED

@@ -1,11 +1,12 @@
-# Hypercalls that a PV domain's machine carries out by itself, where KVM has SYSCALL lead to CPL 0 and so runs CPL 0 at
-# the processor's speed: what Linux asks for most, without leaving the guest. Whatever is not plain goes on in stub.S and
-# comes out. Its bytes stand in near.py; a test assembles this file again and compares:
+# Hypercalls that a PV domain's machine carries out by itself: what Linux asks for most, without leaving the guest.
+# Whatever is not plain goes on in stub.S and comes out. Its bytes stand in near.py; a test assembles this file again and
+# compares:
 #     as near.S -o n.o && objcopy -O binary -j .text n.o n.bin
 #
-# It is entered where stub.S's `system_call` would be, with the same stack, and at `protection` where its exception 13
-# would be. fast.S follows it, and after that are the addresses of three places in stub.S. `T` and the fields of a
-# processor are as there.
+# Where KVM has SYSCALL lead to CPL 0, and so runs CPL 0 at the processor's speed, it is entered at `start` where stub.S's
+# `system_call` would be, with the same stack, and at `protection` where its exception 13 would be. Elsewhere stub.S comes
+# to `some` with what is quicker here even if each instruction is interpreted. fast.S follows it, and after that are the
+# addresses of four places in stub.S. `T` and the fields of a processor are as there.
 
         .intel_syntax noprefix
         .text
@@ -44,7 +45,22 @@
         .set FRAME,     40                      # RIP, CS, RFLAGS, RSP, SS
         .set SAVED,     96                      # RAX to R10, in the order of their encoding, as fast.S has them
 
-        .long   protection - start              # an offset that near.py's user reads
+        .long   protection - some, start - some # offsets that near.py's user reads
+        .balign 16, 0xcc
+some:   mov     [rsp], rcx
+        cmp     byte ptr [rsp + FRAME + ALLOWED], 0
+        je      out
+        cmp     rax, SET_SEGMENT_BASE
+        je      base
+        cmp     rax, STACK_SWITCH
+        je      stack
+        cmp     rax, XEN_VERSION
+        je      version
+        cmp     rax, VCPU_OP
+        je      is_up
+out:    mov     rcx, [rsp]
+        jmp     [rip + come_out]
+
         .balign 16, 0xcc
 start:  cmp     byte ptr [rsp + FRAME + ALLOWED], 0
         je      slow
@@ -100,7 +116,7 @@ base:   mov     r11, rsi                        # neither half of the address sp
         sar     r11, 47
         inc     r11
         cmp     r11, 1
-        ja      slow
+        ja      out
         mov     ecx, FS_BASE
         test    rdi, rdi
         jz      1f
@@ -111,7 +127,7 @@ base:   mov     r11, rsi                        # neither half of the address sp
         cmp     rdi, 2
         je      1f
         cmp     rdi, 3                          # a selector: whatever it is, its base is 0
-        jne     slow
+        jne     out
         mov     ecx, KERNEL_GS_BASE
         mov     r11, rdx
         xor     eax, eax
@@ -131,7 +147,7 @@ stack:  mov     rcx, rsi                        # the hypervisor's part is no pl
         shr     rcx, 32
         sub     ecx, 0xffff8000
         cmp     ecx, 0x800
-        jb      slow
+        jb      out
         mov     rcx, rsi
         and     rcx, -16
         mov     [rsp + FRAME + KSP], rcx
@@ -141,16 +157,18 @@ stack:  mov     rcx, rsi                        # the hypervisor's part is no pl
 
 version:
         test    rdi, rdi
-        jnz     slow
+        jnz     out
         mov     rax, [rsp + FRAME + VERSION]
         inc     qword ptr [rsp + FRAME + DONE + 16]
         jmp     done
 
 processor:
-        cmp     rdi, IS_UP                      # of one that the domain does not have
+        cmp     rdi, IS_UP
         jne     slow
+is_up:  cmp     rdi, IS_UP                      # of one that the domain does not have
+        jne     out
         cmp     rsi, [rsp + FRAME + VCPUS]
-        jb      slow
+        jb      out
         mov     rax, -ENOENT
         inc     qword ptr [rsp + FRAME + DONE + 24]
 
@@ -206,3 +224,4 @@ fast:
         .set system_call, fast + 1024           # where the host puts them
         .set bounce, fast + 1032
         .set exception, fast + 1040
+        .set come_out, fast + 1048

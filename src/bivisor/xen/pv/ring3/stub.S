@@ -46,6 +46,9 @@
         .set PLAIN,     0x202                   # RFLAGS with IF alone
         .set GATE,      0xffff8100              # the upper half of the address where SYSCALL comes in at CPL 3
 
+        .set shorter,   start + 0x2000 + 16     # `some` in near.S
+        .set SOME,      1 << 3 | 1 << 17 | 1 << 25 # the hypercalls that it knows
+
         .set CALL_PORT,  0xe8
         .set TRAP_PORT,  0xe9
         .set CRASH_PORT, 0xea
@@ -82,8 +85,8 @@ start:
         .balign 64, 0xcc
 entries:                                        # offsets that stub.py's user reads
         .long   system_call - start, iretq_ - start, without - start, native - start, native_end - start
-        .long   timeout - start, give_back - start
-        .skip   120                             # so that each entry has a jump of the same size
+        .long   timeout - start, give_back - start, come_out - start
+        .skip   116                             # so that each entry has a jump of the same size
 
 # \n qwords are on the stack, T is \n * 8 above. The frame goes to the kernel's stack, and the kernel to its handler.
         .macro bounce n, cs
@@ -224,6 +227,9 @@ system_call:
         je      iret_
         cmp     eax, 24
         je      vcpu_op
+        mov     r11d, SOME
+        bt      r11d, eax
+        jc      shorter
 come_out:
         out     CALL_PORT, al
         cmp     byte ptr [rsp + 40 + WORK], 0
@@ -275,7 +281,7 @@ program:
 # A fault there is the host's, which finds the kernel's stack in RAX, and goes on at give_back.
 vcpu_op:
         cmp     edi, 8
-        jne     come_out
+        jne     shorter
         cmp     esi, [rsp + 40 + INDEX]
         jne     come_out
         mov     rax, [rsp + 24]
@@ -337,11 +343,8 @@ event_before_return:
 
 # An event: an interrupt of the host's, which comes at CPL 3 only.
         .balign 16, 0xcc
-upcall: mov     rcx, [rsp + 56 + INFO]
-        cmp     word ptr [rcx], 1
+upcall: cmp     byte ptr [rsp + 56 + MODE], 0
         jne     1f
-        cmp     byte ptr [rsp + 56 + MODE], 0
-        jne     upcall_of_kernel
         swapgs
         mov     r11, [rsp + 56 + KROOT]
         mov     cr3, r11
@@ -357,10 +360,13 @@ upcall_of_program:                              # of what was to be returned to,
         lea     rsp, [r11 - 56]
         mov     r11d, PLAIN
         sysretq
+1:      mov     rcx, [rsp + 56 + INFO]
+        cmp     word ptr [rcx], 1
+        jne     2f
 upcall_of_kernel:
         mov     r11d, EVENT
         jmp     without
-1:      pop     rcx
+2:      pop     rcx
         pop     r11
         iretq
 

@@ -6,21 +6,20 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from bivisor.abi.x86 import Cr4, Msr, Rflags, Vector
+from bivisor.abi.x86 import Cr4, Rflags, Vector
 from bivisor.abi.xen.errno import Errno
 from bivisor.abi.xen.xen import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING, ShutdownReason, Virq
 from bivisor.cpu.contract import Vcpu
 from bivisor.cpu.exits import Exit, Hypercall, InterruptWindow
-from bivisor.errors import EngineError
 from bivisor.memory import PAGE
 from bivisor.xen.call import Preempted
 from bivisor.xen.domain import Domain, State
 from bivisor.xen.errors import XenError
 from bivisor.xen.pv.call import PvCall
-from bivisor.xen.pv.msrs import IGNORED, READABLE
 from bivisor.xen.pv.ring3 import hidden as h
 from bivisor.xen.pv.ring3.debug import Ring3Debug
 from bivisor.xen.pv.ring3.machine import INT_SIZE, Ring3Cpu, Ring3Machine
+from bivisor.xen.pv.ring3.msrs import Msrs
 from bivisor.xen.pv.ring3.stub import (
     CALL_PORT,
     CRASH_PORT,
@@ -44,7 +43,6 @@ CALL, TRAP, CRASH = (Hypercall("xen-pv", number, (), 0, True, _NOTHING) for numb
 """The three exits of the stub."""
 _RIP: Final = 16
 _CODE_SIZE: Final = 2 * PAGE
-_BASES: Final = (Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE)
 _BS: Final = 1 << 14
 _FRAME_RIP, _FRAME_CS, _FRAME_RFLAGS = 3, 4, 5
 _OF_DEBUGGERS: Final = (Vector.DB, Vector.BP)
@@ -53,6 +51,8 @@ _DR6: Final = 6
 _TIMEOUT: Final = h.STUB + ENTRIES.timeout
 _GLANCE_S: Final = 0.00005
 _TIMER: Final = int(Virq.TIMER)
+_GO_FIRST_NS: Final = 250_000
+"""How long a tick needs Python, and some more."""
 _CR2: Final = 16  # in struct vcpu_info
 
 
@@ -70,8 +70,8 @@ class Ring3Thread(VcpuThread):
         self._registers: memoryview = live.words
         machine.cpu = Ring3Cpu(vcpu, live, self._block)
         machine.cpu.hold = self.hold
-        machine.read_msr, machine.write_msr = self._read_msr, self._write_msr
-        machine.set_xcr0 = self._set_xcr0
+        msrs = Msrs(vcpu, self.tsc)
+        machine.read_msr, machine.write_msr, machine.set_xcr0 = msrs.read, msrs.write, msrs.set_xcr0
         machine.forget_all = guest.forget_page_tables
         for port, exit_ in ((CALL_PORT, CALL), (TRAP_PORT, TRAP), (CRASH_PORT, CRASH)):
             vcpu.door(port, exit_)  # type: ignore[attr-defined]
@@ -80,6 +80,7 @@ class Ring3Thread(VcpuThread):
         self._lock = guest.xen.lock
         self._timer = OneShot(machine.private)
         self._sites.append(watch_hypercalls(self._pv_call, TABLE, self._seen))
+        self._seen(self._pv_call.watched is not None)
         self._calls = 0
         self.ident = 0
         """Of the thread in which it runs; 0 before."""
@@ -99,11 +100,7 @@ class Ring3Thread(VcpuThread):
     def _seen(self, watched: bool) -> None:
         """While somebody listens to hypercalls, none is carried out where it could not be told of."""
         self._timer.listen(watched)
-        self.machine.fast.set(bool(self._guest.native) and not watched)
-
-    def allow_near(self) -> None:
-        """It is known now whether the stub is the processor's own way in."""
-        self._seen(self._pv_call.watched is not None)
+        self.machine.fast.set(not watched)
 
     # ---------------------------------------------------------------- exits of the stub
 
@@ -265,27 +262,6 @@ class Ring3Thread(VcpuThread):
         elif vector == Vector.NM:
             self.machine.set_task_switched(False)
 
-    def _read_msr(self, index: int) -> int | None:
-        if index == Msr.IA32_TIME_STAMP_COUNTER:
-            return self.tsc()
-        if index in _BASES:
-            return self.vcpu.get_msrs([index])[index]
-        return READABLE.get(index)
-
-    def _set_xcr0(self, value: int) -> bool:
-        """XSETBV, by which the kernel says what it saves. False where the processor has not all of it."""
-        try:
-            self.vcpu.set_xcr0(value)  # type: ignore[attr-defined]
-        except EngineError:
-            return False
-        return True
-
-    def _write_msr(self, index: int, value: int) -> bool:
-        if index in _BASES and value >> 47 in (0, 0x1FFFF):
-            self.vcpu.set_msrs({index: value})
-            return True
-        return index in IGNORED
-
     # ---------------------------------------------------------------- its timer
 
     def set_timer(self, deadline: int | None) -> bool:
@@ -320,13 +296,28 @@ class Ring3Thread(VcpuThread):
     def _set_aside(self) -> None:
         """Give its timer into the hands of a thread that does not wait."""
         due = self._timer.take()
+        due = due + 250_000 if due is not None else None
         if due is not None:
             self._guest.set_timer_aside(self.index, due)
             self._aside = True
 
-    def _sleep(self) -> None:
-        self._set_aside()
-        super()._sleep()
+    def _wait_for_event(self, ports: tuple[int, ...] | None, deadline: int | None) -> None:
+        """Its timer rings when the wait ends, so that no other thread has to run for it. All of a kernel's processors
+        tick at the same moment: one that sleeps lets those that run have Python's lock first."""
+        due = rings = self._timer.take()
+        if rings is not None and any(thread.inside for thread in self._guest.threads):
+            rings += _GO_FIRST_NS
+        super()._wait_for_event(ports, min((each for each in (rings, deadline) if each is not None), default=None))
+        if due is None or rings is None:
+            return
+        now = self._xen.system_time()
+        if now < rings:
+            self._timer.set(due, now)
+            if not self._domain.runnable:
+                self._set_aside()
+            return
+        self._ring()
+        super()._wait_for_event(ports, deadline)
 
     def _leave(self) -> None:
         if not self._domain.runnable:
@@ -343,8 +334,9 @@ class Ring3Thread(VcpuThread):
     # ---------------------------------------------------------------- events
 
     def event(self) -> None:
-        """The guest has an event to see, if it does not see it by itself. From any thread."""
-        if threading.get_ident() != self.ident:
+        """The guest has an event to see, if it does not see it by itself: who is outside looks when it goes inside.
+        From any thread."""
+        if self.inside and threading.get_ident() != self.ident:
             self.vcpu.kick()
 
     def hold(self) -> None:
