@@ -23,6 +23,8 @@ from bivisor.web.orders import ORDERS
 STATIC = Path(str(files("bivisor.web") / "static"))
 _BODY_MAX = 64 << 10
 _WANTED = {"kinds", "domains", "names", "match"}
+_LISTENING = json.dumps({"counts": {}, "events": []})
+"""The first message of a page's events: what happens from now on will be told."""
 
 
 class Page:
@@ -127,6 +129,7 @@ class Page:
             end, first = await self._machines.events(whose, wanted)
         else:
             end, first = await self._host.events(wanted)
+        await socket.send_str(_LISTENING)
         await carry_lines(end, first, socket)
 
     async def _screen(self, request: web.Request, socket: web.WebSocketResponse) -> None:

@@ -8,7 +8,7 @@ const RATE_MS = 1000;
 
 /** Show it in `place`: `whose` events ("xen", or a machine), and which of them are `wanted`. Returns what ends it. */
 export function showTraffic(place, whose, wanted) {
-  const rate = make("p", { class: "rate", text: "nothing has passed yet" });
+  const rate = make("p", { class: "rate", text: "beginning to listen …" });
   const list = make("ol", { class: "events", "aria-label": "The newest, last" });
   const hold = make("button", { type: "button", text: "Hold still", "aria-pressed": "false" });
   let isHeld = false;
@@ -21,6 +21,10 @@ export function showTraffic(place, whose, wanted) {
   let recent = [];
   const total = new Map();
   const hear = (message) => {
+    if (message.events.length === 0) {
+      rate.textContent = total.size === 0 ? "nothing has passed yet" : "nothing has passed since the connection was lost";
+      return;
+    }
     const now = performance.now();
     let count = 0;
     for (const [name, times] of Object.entries(message.counts)) {
