@@ -39,9 +39,11 @@ def private_folder(path: Path) -> Path:
 def listen(path: Path) -> socket.socket:
     """A listening socket at `path` with mode 0600. One that is there is replaced: the caller knows that it is dead.
 
-    HostError where it cannot be made.
+    HostError where it cannot be made, or something is there that is no socket: that is somebody's file.
     """
     _check(path)
+    if os.path.lexists(path) and not path.is_socket():
+        raise HostError(f"{path}: there is something already, and it is no socket; name another place")
     end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ _KEY_ROOM = 16
 
 
 class ControlSocket:
-    """Listens at `path` while the context lasts, for the user who runs the machine."""
+    """Listens at `path` while the context lasts, for the user who runs the machine. HostError where it cannot."""
 
     def __init__(self, path: Path, vm: FirmwareMachine) -> None:
         self._path = path
@@ -40,6 +40,9 @@ class ControlSocket:
         self._ending = threading.Event()
 
     def __enter__(self) -> ControlSocket:
+        if (other := local_socket.connect(self._path)) is not None:
+            other.close()
+            raise HostError(f"{self._path}: another machine listens there; give each a socket of its own")
         self._end = local_socket.listen(self._path)
         self._end.settimeout(0.2)
         self._threads = [

@@ -29,6 +29,30 @@ class Machine:
         self.did.append("stop")
 
 
+def test_a_file_that_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("dear diary")
+    with bench() as made:
+        machine: Any = Machine(made)
+        with pytest.raises(HostError, match="notes"), ControlSocket(path, machine):
+            pass
+    assert path.read_text() == "dear diary"
+
+
+def test_a_second_machine_does_not_take_the_socket_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "pc"
+    with bench() as made:
+        machine: Any = Machine(made)
+        with ControlSocket(path, machine):
+            with pytest.raises(HostError, match="another machine listens"), ControlSocket(path, machine):
+                pass
+            assert ask(path, "power") == b""
+        with ControlSocket(path, machine):  # and one that a killed machine left behind is replaced
+            path.rename(tmp_path / "left")
+        with ControlSocket(tmp_path / "left", machine):
+            assert ask(tmp_path / "left", "power") == b""
+
+
 def test_pictures_keys_and_refusals_go_through_the_socket(tmp_path: Path) -> None:
     path = tmp_path / "pc"
     with bench() as made:
