@@ -27,6 +27,10 @@ class HostError(UsageError):
     """The host lacks a device, a permission or a library that is needed. The message names what to do."""
 
 
+class OutputError(BivisorError):
+    """A file or stream took no more of what was to be written to it: a full disk, say."""
+
+
 class EngineError(BivisorError):
     """A processor engine refused or failed; the message carries the call and its errno."""
 

@@ -5,9 +5,11 @@ A subcommand is imported when it is called and not before: the time until a gues
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -31,6 +33,7 @@ _COMMANDS = {
     "check": ("bivisor.cli.check", "Say what this host can do for guests, and how fast."),
 }
 INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _Lazy(click.Group):
@@ -74,13 +77,20 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
     _fill_standard_streams()
-    sys.exit(status_of(sys.argv[1:] if arguments is None else arguments))
+    status = status_of(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # it has been told, where it could be; Python would tell it again, and in its own words
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)
 
 
 def status_of(arguments: Sequence[str]) -> int:
     """The exit status of `arguments`; errors are told on standard error in one line."""
     try:
         result = cli.main(args=list(arguments), prog_name="bivisor", standalone_mode=False)
+        sys.stdout.flush()  # now, while it can still be told where it does not go
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as left:
         return left.exit_code
@@ -98,9 +108,16 @@ def status_of(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            return _tell(error, _internal(error), 70)
+        return _tell(error, f"cannot write the output: {error.strerror}", 1)
     except Exception as error:
-        words = f"internal error: {type(error).__name__}: {error} (BIVISOR_DEBUG=1 shows where)"
-        return _tell(error, words, 70)
+        return _tell(error, _internal(error), 70)
+
+
+def _internal(error: Exception) -> str:
+    return f"internal error: {type(error).__name__}: {error} (BIVISOR_DEBUG=1 shows where)"
 
 
 def _tell(error: BaseException, words: str, status: int) -> int:
@@ -108,7 +125,8 @@ def _tell(error: BaseException, words: str, status: int) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(f"bivisor: {' '.join(words.split())}", file=sys.stderr)
+    with suppress(OSError):  # nobody to tell it to; the status remains
+        print(f"bivisor: {' '.join(words.split())}", file=sys.stderr, flush=True)
     return status
 
 
@@ -117,3 +135,6 @@ def _fill_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # Python found it closed, and print() would take another one in its place
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))

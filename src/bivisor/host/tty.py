@@ -91,8 +91,11 @@ class FdStream:
 
     The descriptors stay their owner's. They are opened anew where that is possible, because O_NONBLOCK on a shared
     terminal or pipe would also hit the other programs that have it. `leave` is called for the key, `gone` when nobody
-    can read the output any more; both in the loop's thread.
+    can read the output any more, or it takes no more (`failure` says why); both in the loop's thread.
     """
+
+    failure = ""
+    """Why the output took no more, in the system's words; "" while it does, and where nobody reads it any more."""
 
     def __init__(
         self,
@@ -161,7 +164,7 @@ class FdStream:
         return data
 
     def write(self, data: memoryview) -> int:
-        """See `platform.virtio.console.Stream.write`. Output that nobody can read any more counts as taken."""
+        """See `platform.virtio.console.Stream.write`. What cannot be written counts as taken."""
         if self._output < 0:
             return len(data)
         try:
@@ -173,11 +176,11 @@ class FdStream:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EIO):
-                if self._gone is not None:
-                    self._loop.call_soon(self._gone)
-                return len(data)
-            raise
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                self.failure = error.strerror or str(error)
+            if self._gone is not None:
+                self._loop.call_soon(self._gone)
+            return len(data)
 
     def wait_writable(self, timeout: float | None = None) -> None:
         """Block until the output takes more, nobody can read it any more, or `timeout` seconds have passed."""

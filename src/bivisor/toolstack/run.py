@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ class _Terminated(BaseException):
 
 def run(options: RunOptions, view: View, runner: Runner | None = None) -> int:
     """Run a guest until it ends or is left; the exit status. `runner` does it, if it is not one that is loaded here."""
-    if view.timeout is not None and not view.timeout > 0:
-        raise UsageError(f"--timeout {view.timeout:g}: a number of seconds above 0")
+    if view.timeout is not None and not 0 < view.timeout <= threading.TIMEOUT_MAX:
+        raise UsageError(f"--timeout {view.timeout:g}: a number of seconds above 0 and up to {threading.TIMEOUT_MAX:g}")
     if view.name:
         check_machine_name(view.name)
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+from bivisor.errors import OutputError
 from bivisor.host.tty import FdStream
 from bivisor.kvm import VirtualMachine
 from bivisor.platform.virtio.console import Port, Stream, VirtioConsole
@@ -66,7 +67,7 @@ class Session(Protocol):
         """Plug in the devices, before the kernel is loaded."""
 
     def drain(self, vm: VirtualMachine) -> None:
-        """The guest has ended: hand on what it wrote. Waits for whoever reads it."""
+        """The guest has ended: hand on what it wrote. Waits for whoever reads it; OutputError where nobody took it."""
 
 
 @runtime_checkable
@@ -104,6 +105,7 @@ class CommandSession:
         self.log = log or Log()
         self.com1 = self.log
         self._make = streams
+        self._streams: tuple[HostStream, ...] = ()
         self._ports: tuple[Port, ...] = ()
 
     def words(self) -> str:
@@ -112,15 +114,24 @@ class CommandSession:
 
     def connect(self, vm: VirtualMachine) -> None:
         """See `Session.connect`."""
-        streams = self._make(vm)
-        for stream in streams:
+        self._streams = self._make(vm)
+        for stream in self._streams:
             vm.on_close(stream.close)
-        self._ports = tuple(Port(stream, name) for stream, name in zip(streams, PORT_NAMES, strict=True))
+        self._ports = tuple(Port(stream, name) for stream, name in zip(self._streams, PORT_NAMES, strict=True))
         vm.add(VirtioConsole(self._ports))
 
     def drain(self, vm: VirtualMachine) -> None:
         """See `Session.drain`."""
         drain(vm, self._ports)
+        for stream in self._streams:
+            if isinstance(stream, FdStream):
+                check_taken(stream)
+
+
+def check_taken(stream: FdStream) -> None:
+    """OutputError where `stream` did not take what the guest wrote."""
+    if stream.failure:
+        raise OutputError(f"cannot write what the guest says: {stream.failure}")
 
 
 def drain(vm: VirtualMachine, ports: tuple[Port, ...]) -> None:

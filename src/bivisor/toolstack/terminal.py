@@ -12,7 +12,7 @@ from bivisor.host.tty import FdStream, terminal_size
 from bivisor.kvm import VirtualMachine
 from bivisor.platform.virtio.console import Port, VirtioConsole
 from bivisor.toolstack.feed import Feed
-from bivisor.toolstack.session import Log, drain
+from bivisor.toolstack.session import Log, check_taken, drain
 from bivisor.toolstack.words import terminal_words
 
 TYPED_AHEAD = 64 << 10
@@ -63,6 +63,7 @@ class TerminalSession:
         self._vm = vm
         terminal = FdStream(vm.loop, *self._fds, leave=vm.stop if self._is_terminal else None, gone=vm.stop)
         vm.on_close(terminal.close)
+        self._stream = terminal
         self._terminal = Typed(
             vm.loop,
             terminal,
@@ -111,6 +112,7 @@ class TerminalSession:
         """See `Session.drain`."""
         if self._port is not None:
             drain(vm, (self._port,))
+        check_taken(self._stream)
 
 
 class Typed:

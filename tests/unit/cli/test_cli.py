@@ -62,7 +62,15 @@ def test_trace_alone_goes_to_standard_error(runs: list[tuple[RunOptions, View]])
 
 @pytest.mark.parametrize(
     "words",
-    [["run", "--bla"], ["run", "--cpus", "x"], ["nope"], ["run", "x"], ["run", "--memory", "0"], ["image", "x"]],
+    [
+        ["run", "--bla"],
+        ["run", "--cpus", "x"],
+        ["nope"],
+        ["run", "x"],
+        ["run", "--memory", "0"],
+        ["image", "x"],
+        ["run", "--timeout", "inf"],
+    ],
 )
 def test_bad_words_are_one_line_and_status_2(words: list[str], capsys: Capture) -> None:
     assert status_of(words) == 2
@@ -173,3 +181,18 @@ def test_every_command_has_help_for_every_option() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help, f"{name} {option.name}"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        ("image list >/dev/full", 1, "bivisor: cannot write the output: No space left on device\n"),
+        ("--help >/dev/full", 1, "bivisor: cannot write the output: No space left on device\n"),
+        ("--help >&-", 0, ""),
+        ("--nonsense 2>/dev/full", 2, ""),
+        ("--nonsense 2>&-", 2, ""),
+    ],
+)
+def test_an_output_that_is_full_or_closed_is_no_reason_for_a_traceback(words: str, status: int, told: str) -> None:
+    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -m bivisor {words}'], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", told)

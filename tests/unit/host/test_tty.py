@@ -145,3 +145,15 @@ def test_what_epoll_does_not_take_is_always_ready(tmp_path: Path, kind: str) -> 
     loop.close()
     if kind == "file":
         assert path.read_bytes() == b"log"
+
+
+def test_output_that_is_not_taken_ends_the_guest_and_says_why() -> None:
+    loop = ManualLoop()
+    ended: list[bool] = []
+    with open("/dev/full", "wb") as full:
+        stream = FdStream(loop, -1, full.fileno(), gone=lambda: ended.append(True))
+        assert stream.write(memoryview(b"log")) == 3
+        loop.run_soon()
+        assert ended == [True]
+        assert stream.failure == "No space left on device"
+        stream.close()
