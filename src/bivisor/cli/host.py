@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from bivisor.cli.seconds import Seconds
+
 STATE = click.option(
     "--state", metavar="DIR", help="The host's folder, instead of $BIVISOR_HOST or bivisor in $XDG_RUNTIME_DIR."
 )
@@ -58,7 +60,7 @@ def start(state: str | None, engine: str, foreground: bool, detach: bool, ready:
 
 @command.command("stop", epilog="Exit status: 0 no host runs any more, or none did.")
 @STATE
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0), default=30.0, show_default=True,
+@click.option("--timeout", metavar="SECONDS", type=Seconds(0), default=30.0, show_default=True,
               help="How long domains have to shut down; then they are destroyed.")  # fmt: skip
 @click.option("--force", "-f", is_flag=True, help="Destroy the domains at once.")
 def stop(state: str | None, timeout: float, force: bool) -> int:

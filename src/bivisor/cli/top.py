@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from bivisor.cli.seconds import Seconds
+
 _EPILOG = """\b
 Examples:
   bivisor top                       the host that `bivisor xl` commands; q quits
@@ -15,7 +17,7 @@ Examples:
 
 @click.command("top", epilog=_EPILOG)
 @click.argument("target", required=False, metavar="[HOST|MACHINE]")
-@click.option("--delay", "-d", metavar="SECONDS", type=click.FloatRange(0.05), default=2.0, show_default=True,
+@click.option("--delay", "-d", metavar="SECONDS", type=Seconds(0.05), default=2.0, show_default=True,
               help="Time between two pictures.")  # fmt: skip
 @click.option("--iterations", "-n", "times", metavar="N", type=click.IntRange(1), help="End after so many pictures.")
 @click.option("--batch", "-b", is_flag=True, help="Pictures one after the other, as text.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
 import click
+
+from bivisor.cli.seconds import Seconds
 
 _EPILOG = """\b
 Examples:
@@ -27,7 +28,7 @@ Exit status: 0 the end, or Ctrl-C; 2 there is nothing to trace, and a line says 
 @click.option("--kind", "kinds", multiple=True, metavar="KIND,…", help="Only such events.")
 @click.option("--domain", "domains", multiple=True, metavar="NAME|ID,…", help="Only of these domains.")
 @click.option("--name", "names", multiple=True, metavar="PATTERN,…", help="Only with such a name, device or path.")
-@click.option("--duration", metavar="SECONDS", type=click.FloatRange(0, min_open=True), help="End after this time.")
+@click.option("--duration", metavar="SECONDS", type=Seconds(0, min_open=True), help="End after this time.")
 @click.option("--count", metavar="N", type=click.IntRange(1), help="End after so many events.")
 @click.option("--from", "source", metavar="FILE", help="Take events from a file of JSON lines.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each event.")
@@ -53,7 +54,6 @@ def command(
     from bivisor.toolstack.tracing.show import show
     from bivisor.toolstack.tracing.wanted import Wanted
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as with Ctrl-C a file is finished
     if source is not None and (target is not None or duration is not None):
         raise UsageError("--from takes events from a file: there is nothing to attach to, and nothing that lasts")
     if as_json and perfetto is not None:

@@ -183,7 +183,7 @@ def _signals() -> Iterator[None]:
     def ended(number: int, _: FrameType | None) -> None:
         raise _Terminated
 
-    numbers = signal.SIGTERM, signal.SIGHUP
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]  # nohup
     before = [signal.signal(number, ended) for number in numbers]
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,9 @@ def test_trace_alone_goes_to_standard_error(runs: list[tuple[RunOptions, View]])
         ["run", "--memory", "0"],
         ["image", "x"],
         ["run", "--timeout", "inf"],
+        ["top", "--delay", "nan"],
+        ["trace", "--duration", "inf"],
+        ["host", "stop", "--timeout", "1e300"],
     ],
 )
 def test_bad_words_are_one_line_and_status_2(words: list[str], capsys: Capture) -> None:
@@ -196,3 +200,20 @@ def test_every_command_has_help_for_every_option() -> None:
 def test_an_output_that_is_full_or_closed_is_no_reason_for_a_traceback(words: str, status: int, told: str) -> None:
     done = subprocess.run(["sh", "-c", f'"{sys.executable}" -m bivisor {words}'], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", told)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_end_from_outside_gives_everything_back_as_ctrl_c_does(number: signal.Signals, tmp_path: Path) -> None:
+    program = f"""
+import os, signal, tempfile
+from bivisor.cli import main
+def work(**_):
+    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
+        os.kill(os.getpid(), {number})
+        signal.pause()
+main.cli.main = work
+main.main([])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert list(tmp_path.iterdir()) == []
