@@ -128,18 +128,21 @@ def build_command(file: Path, packages: str, size: str | None, pc_kernel: bool, 
     from bivisor.image.cache import Cache
     from bivisor.image.disk import WORDS, build_disk, copy_image
     from bivisor.image.pckernel import pc_guest
+    from bivisor.toolstack.newimage import to_write
     from bivisor.toolstack.options import parse_memory
 
     progress = _progress(quiet)
-    made = build_disk(
-        Cache(),
-        progress,
-        pc_guest(progress) if pc_kernel else None,
-        " ".join(filter(None, (WORDS, append))),
-        packages=[name.strip() for name in packages.split(",") if name.strip()],
-        size=0 if size is None else parse_memory(size),
-    )
-    copy_image(made, file)
+    wanted = 0 if size is None else parse_memory(size)
+    with to_write(file) as out:  # first, so that nobody waits for what cannot be kept
+        made = build_disk(
+            Cache(),
+            progress,
+            pc_guest(progress) if pc_kernel else None,
+            " ".join(filter(None, (WORDS, append))),
+            packages=[name.strip() for name in packages.split(",") if name.strip()],
+            size=wanted,
+        )
+        copy_image(made, out)
     click.echo(f"{file}: bivisor run --machine pc --disk {file}")
     return 0
 

@@ -32,6 +32,7 @@ SIZE = 64 << 20
 PARTITION = 1 << 20
 ESP_SIZE = 4 << 20
 _MIB = 1 << 20
+_MOST = 2 << 40  # the MBR counts sectors with 32 bits
 LABEL = "BIVISOR"
 DRIVERS = (
     "ata_piix", "ahci", "sd_mod", "sr_mod", "virtio_pci", "virtio_blk", "virtio_net", "xen-blkfront", "xen-netfront",
@@ -160,6 +161,10 @@ def _size(wanted: int, files: Path | None) -> int:
     least = SIZE + (held * 5 // 4)
     if wanted and wanted < least:
         raise UsageError(f"an image of {wanted >> 20} MiB: it needs {-(-least >> 20)} MiB at least")
+    if wanted > _MOST:
+        raise UsageError(
+            f"an image of {wanted >> 40} TiB: {_MOST >> 40} TiB are the most that its partition table knows"
+        )
     return -(-(wanted or least) // _MIB) * _MIB
 
 
@@ -189,14 +194,12 @@ def _copy_sparse(source: BinaryIO, out: BinaryIO) -> None:
             out.write(piece)
 
 
-def copy_image(image: Path, target: Path) -> None:
-    """Copy an image; what is empty takes no room. HostError."""
-    try:
-        with open(image, "rb") as source, open(target, "wb") as out:
-            _copy_sparse(source, out)
-            out.truncate(image.stat().st_size)
-    except OSError as error:
-        raise HostError(f"cannot write {target}: {error.strerror}") from error
+def copy_image(image: Path, out: BinaryIO) -> None:
+    """Write the image to `out` in place of what is there; what is empty takes no room. OSError."""
+    out.truncate(0)
+    with open(image, "rb") as source:
+        _copy_sparse(source, out)
+    out.truncate(image.stat().st_size)
 
 
 def _as_root() -> list[str | Path]:

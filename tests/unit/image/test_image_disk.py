@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from bivisor.errors import UsageError
+from bivisor.errors import HostError, UsageError
+from bivisor.host.disk import Disk
 from bivisor.image.disk import SIZE, build_disk, copy_image
 from bivisor.image.packages import Apt, PackageError
 from bivisor.image.progress import quiet
+from bivisor.toolstack.newimage import to_write
 
 MIB = 1 << 20
 
@@ -80,6 +83,8 @@ def test_a_package_that_is_nowhere_is_told(apt: Apt, tmp_path: Path) -> None:
 def test_an_image_that_is_too_small_for_its_files_is_refused() -> None:
     with pytest.raises(UsageError, match=r"an image of 5 MiB: it needs 64 MiB at least"):
         build_disk(progress=quiet, size=5 * MIB)
+    with pytest.raises(UsageError, match=r"2 TiB are the most"):
+        build_disk(progress=quiet, size=1 << 50)
 
 
 def test_a_copy_of_an_image_takes_no_room_for_what_is_empty(tmp_path: Path) -> None:
@@ -89,8 +94,25 @@ def test_a_copy_of_an_image_takes_no_room_for_what_is_empty(tmp_path: Path) -> N
         file.seek(9 * MIB)
         file.write(b"y" * 5)
         file.truncate(SIZE)
-    copy_image(image, copy)
+    copy.write_bytes(b"z" * (SIZE + MIB))
+    with to_write(copy) as out:
+        copy_image(image, out)
     assert copy.read_bytes() == image.read_bytes()
     assert copy.stat().st_blocks * 512 < MIB
-    with pytest.raises(UsageError, match="cannot write"):
-        copy_image(image, tmp_path / "nowhere" / "copy")
+
+
+def test_an_image_that_a_machine_has_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"mine" * 128)
+    with Disk(path), pytest.raises(HostError, match="another machine is using it"), to_write(path):
+        pytest.fail("it was opened")
+    assert path.read_bytes() == b"mine" * 128
+
+
+def test_a_new_image_that_nothing_comes_of_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    with pytest.raises(HostError, match=r"cannot write .*: No space left on device"), to_write(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not path.exists()
+    with pytest.raises(HostError, match="cannot write"), to_write(tmp_path / "nowhere" / "copy"):
+        pytest.fail("it was opened")
