@@ -60,11 +60,13 @@ class Disk:
             case IsADirectoryError():
                 return UsageError(f"disk {self.path}: it is a directory, not an image or a block device")
             case PermissionError():
-                wanted = "reading" if self.read_only else "reading and writing (read-only may be possible)"
-                return UsageError(f"disk {self.path}: no permission for {wanted}")
+                if not self.read_only and os.access(self.path, os.R_OK):
+                    return UsageError(f"disk {self.path}: no permission to write; ro opens it for reading")
+                return UsageError(f"disk {self.path}: no permission to read it")
             case OSError(errno=errno.EROFS):
                 return UsageError(f"disk {self.path}: its file system is read-only; open it read-only")
-        return UsageError(f"disk {self.path}: {error}")
+        reason = error.strerror if isinstance(error, OSError) else ""
+        return UsageError(f"disk {self.path}: {reason or error}")
 
     def _examine(self) -> None:
         status = os.fstat(self._fd)

@@ -62,11 +62,15 @@ def in_use(path: Path, proc: Path = Path("/proc")) -> HostError:
     try:
         status = path.stat()
         wanted = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
-        found = [f"process {pid} ({name})" for pid, name in _processes(proc) if _has_lock(proc / str(pid), wanted)]
+        found = [_called(pid, name) for pid, name in _processes(proc) if _has_lock(proc / str(pid), wanted)]
     except OSError:
         found = []
     who = f": {' and '.join(found)}" if found else ""
     return HostError(f"disk {path}: another machine is using it{who}")
+
+
+def _called(pid: int, name: str) -> str:
+    return "this process itself, as if it were given twice" if pid == os.getpid() else f"process {pid} ({name})"
 
 
 def _processes(proc: Path) -> Iterator[tuple[int, str]]:

@@ -25,6 +25,8 @@ def private_folder(path: Path) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
+    except (FileExistsError, NotADirectoryError):
+        raise HostError(f"{path} is not a folder, or not in one: name another") from None
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}") from None
     if not stat.S_ISDIR(found.st_mode):

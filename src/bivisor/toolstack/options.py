@@ -222,8 +222,18 @@ class RunOptions:
         if machine not in MACHINES:
             raise UsageError(f"machine {machine!r}: it is {' or '.join(MACHINES)}")
         discs = list(cdroms)
-        of_firmware = (("firmware", str(firmware) != "bios"), ("firmware-vars", firmware_vars))
-        for name, value in (("vnc", vnc), ("control", control), ("cdrom", discs), *of_firmware):
+        of_firmware = (
+            ("firmware", str(firmware) != "bios"),
+            ("firmware-vars", firmware_vars),
+            ("boot-menu", boot_menu),
+        )
+        for name, value in (
+            ("vnc", vnc),
+            ("control", control),
+            ("cdrom", discs),
+            *of_firmware,
+            ("no-reboot", no_reboot),
+        ):
             if value and machine != "pc":
                 raise UsageError(f"--{name}: a machine that is handed a kernel has nothing of the kind (--machine pc)")
         drives = [disk if isinstance(disk, DiskOption) else DiskOption.parse(str(disk)) for disk in disks]

@@ -47,7 +47,7 @@ def direct_kernel(options: RunOptions) -> DirectKernel | None:
         raise ImageError(f"{options.kernel}: UEFI starts a bzImage with an EFI stub; this is {image.kind}")
     data = options.kernel.read_bytes()
     setup = image.bzimage.code_offset
-    initrd = b"" if options.initrd is None else _read(options.initrd, None)
+    initrd = b"" if options.initrd is None else _read(options.initrd, None, "initrd")
     return DirectKernel(data[:setup], data[setup:], initrd, options.append)
 
 
@@ -79,12 +79,12 @@ def _neighbour(path: Path) -> bytes:
     return _read(other) if other != path and other.is_file() else b""
 
 
-def _read(path: Path, most: int | None = _IMAGE_MAX) -> bytes:
+def _read(path: Path, most: int | None = _IMAGE_MAX, what: str = "firmware") -> bytes:
     try:
         with open(path, "rb") as file:
             data = file.read() if most is None else file.read(most + 1)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+        raise UsageError(f"{what} {path}: {error.strerror}") from error
     if most is not None and len(data) > most:
         raise ImageError(f"{path}: more than {most >> 20} MiB; firmware has 64 KiB to 8 MiB")
     return data

@@ -62,14 +62,17 @@ def test_what_is_no_disk_is_refused_with_one_line(tmp_path: Path, make, words: s
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
 def test_no_permission_is_told(image: Path) -> None:
     image.chmod(0)
-    with pytest.raises(UsageError, match="permission"):
+    with pytest.raises(UsageError, match="no permission to read it"):
+        Disk(image)
+    image.chmod(0o400)
+    with pytest.raises(UsageError, match="no permission to write; ro opens it for reading"):
         Disk(image)
 
 
 def test_two_writers_are_one_too_many(image: Path) -> None:
     with Disk(image):
         for read_only in (False, True):
-            with pytest.raises(BivisorError, match="another machine"):
+            with pytest.raises(BivisorError, match="another machine is using it: this process itself"):
                 Disk(image, read_only=read_only)
     with Disk(image, read_only=True), Disk(image, read_only=True), pytest.raises(BivisorError, match="another"):
         Disk(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -36,3 +37,9 @@ def test_a_pc_without_a_disk_or_with_a_kernel_is_refused() -> None:
             run_pc(RunOptions.of(machine="pc"), View(), stack)
         with pytest.raises(UsageError, match="--kernel"):
             run_pc(RunOptions.of(machine="pc", disks=["a.img"], kernel="vmlinuz"), View(), stack)
+
+
+@pytest.mark.parametrize("words", [{"boot_menu": True}, {"no_reboot": True}, {"vnc": "1"}, {"firmware": "uefi"}])
+def test_what_only_a_pc_has_is_refused_elsewhere(words: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--machine pc"):
+        RunOptions.of(**words)
