@@ -52,10 +52,11 @@ def command(
 
     Time to user space, system calls, programs, disk, network; exits by reason, hypercalls by name; and why.
     """
-    from bivisor.toolstack.compare.output import load_comparison, write
+    from bivisor.toolstack.compare.output import check_places, load_comparison, write
     from bivisor.toolstack.compare.rows import parse_only
 
     rows = parse_only(only)
+    check_places((html_file, svg_file, markdown_file))
     found = load_comparison(load) if load is not None else _measured(engine, rows, quiet)
     shown = found.by_processor() if cpu_time else found
     written = write(shown, html_file=html_file, svg_file=svg_file, markdown_file=markdown_file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import click
 
@@ -10,7 +11,7 @@ import click
 class Seconds(click.FloatRange):
     """A number of seconds within the range, and no more than a thread can wait for."""
 
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """See `click.ParamType`."""
         seconds = float(super().convert(value, param, ctx))
         if not seconds <= threading.TIMEOUT_MAX:  # nor is NaN

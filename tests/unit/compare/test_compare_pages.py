@@ -160,6 +160,14 @@ def test_the_command_shows_a_recorded_run(
     assert "cannot write" in capsys.readouterr().err
 
 
+def test_places_that_cannot_be_written_are_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bivisor.toolstack.compare.measure.compare", lambda *_, **__: pytest.fail("measured"))
+    assert status_of(["compare", "--html", str(tmp_path / "no/such")]) == HostError.status
+    assert capsys.readouterr().err == f"bivisor: cannot write {tmp_path}/no/such: there is no folder {tmp_path}/no\n"
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"rows": 7}', '{"rows": [{"key": "x"}]}', "\0"])
 def test_a_file_that_is_no_recorded_run_is_refused_in_one_line(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -45,9 +45,9 @@ def compare(
     """Run the rows named in `only`, all where it is empty; `tell` hears what is going on. A row that cannot be is there
     with its reason. HostError where there is no kernel or engine."""
     began = time.perf_counter()
-    guest = guest or _guest(tell, progress)
     found = []
     with open_engine(engine)[0] as opened:
+        guest = guest or _guest(tell, progress)
         slow = _slowness(opened)
         for row in ROWS:
             if not only or row.key in only:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 from bivisor.errors import HostError, UsageError
@@ -35,6 +36,16 @@ def load_comparison(path: Path) -> Comparison:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path}: this is not what `bivisor compare --json` prints") from None
+
+
+def check_places(paths: Iterable[Path | None]) -> None:
+    """HostError where a file could not be written: minutes of measuring come first."""
+    for path in filter(None, paths):
+        place = path if path.exists() else path.absolute().parent
+        if not place.exists():
+            raise HostError(f"cannot write {path}: there is no folder {place}")
+        if not os.access(place, os.W_OK):
+            raise HostError(f"cannot write {path}: Permission denied")
 
 
 def write(
