@@ -14,7 +14,7 @@ from bivisor.host.falloc import punch_hole
 from bivisor.host.threads import sleeps
 from bivisor.memory import PAGE, GuestMemory
 from bivisor.platform.acpi import build_reduced_tables
-from bivisor.xen.domain import Domain, State
+from bivisor.xen.domain import Domain
 from bivisor.xen.guest import PvhGuest
 
 _SPECIAL_GFN, _SPECIAL_PAGES = 0xFEFF8, 8
@@ -89,10 +89,5 @@ class PvhDomain:
         """Stop it, destroy the domain and give back its memory, when nobody has any of it mapped any more."""
         self.guest.stop()
         xen = self.control.xen
-        with xen.lock:
-            xen.destroy(self.domain)
-            if self.domain.state is not State.GONE:
-                # The last who lets go does so in a hypercall, with the lock held; what is to be closed takes it too.
-                self.domain.on_gone.append(lambda _: xen.call_later(0, self.guest.close))
-                return
-        self.guest.close()
+        xen.destroy(self.domain)
+        xen.when_gone(self.domain, self.guest.close)

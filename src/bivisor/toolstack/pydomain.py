@@ -15,7 +15,6 @@ from bivisor.abi.xen import grant_table as gnt
 from bivisor.abi.xen import xen as abi
 from bivisor.errors import UsageError
 from bivisor.memory import PAGE, GuestMemory, Slot
-from bivisor.xen.domain import State
 
 if TYPE_CHECKING:
     from bivisor.toolstack.xenhost import XenHost
@@ -161,12 +160,8 @@ class PyDomain:
         with host.loop.lock:
             host.store.remove(self.path)
         host.settle()
-        with host.xen.lock:
-            host.xen.destroy(self.domain)
-            if self.domain.state is not State.GONE:
-                self.domain.on_gone.append(lambda _: host.xen.call_later(0, self.memory.close))
-                return
-        self.memory.close()
+        host.xen.destroy(self.domain)
+        host.xen.when_gone(self.domain, self.memory.close)
 
     def __enter__(self) -> PyDomain:
         return self

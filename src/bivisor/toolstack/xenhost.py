@@ -261,6 +261,7 @@ class XenHost(Eventful):
             self.server.close()
         self.loop.close()
         self.control.close()
+        self.xen.close()
         if self._owns_engine:
             self.engine.close()
 

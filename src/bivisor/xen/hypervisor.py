@@ -61,6 +61,8 @@ class Xen:
         self.wall = wall
         self._next_domid = 1
         self._offered: dict[bytes, Hardware] = {}
+        self._leaving: dict[Domain, Callable[[], None]] = {}
+        self._is_closed = False
 
     def system_time(self) -> int:
         """Nanoseconds since this hypervisor began (vcpu_time_info.system_time)."""
@@ -325,6 +327,35 @@ class Xen:
                 for gone in domain.on_gone:
                     gone(domain)
                 self._tell_dom0()
+
+    def when_gone(self, domain: Domain, work: Callable[[], None]) -> None:
+        """Give back what a domain that dies was made of: do `work` without the lock, now if it is gone, else soon after
+        the last who has any of it mapped lets go."""
+        with self.lock:
+            if domain.state is not State.GONE:
+                self._leaving[domain] = work
+                domain.on_gone.append(self._bury)
+                return
+        work()
+
+    def _bury(self, domain: Domain) -> None:
+        if self._is_closed:
+            self._do_last_work(domain)
+        else:
+            self.call_later(0, lambda: self._do_last_work(domain))
+
+    def _do_last_work(self, domain: Domain) -> None:
+        with self.lock:
+            work = self._leaving.pop(domain, None)
+        if work is not None:
+            work()
+
+    def close(self) -> None:
+        """Nobody calls later any more: do what was put off for domains that are gone since."""
+        self._is_closed = True
+        for domain in list(self._leaving):
+            if domain.state is State.GONE:
+                self._do_last_work(domain)
 
     def _tell_dom0(self) -> None:
         dom0 = self.domains.get(0)
