@@ -191,6 +191,13 @@ def test_a_host_that_is_stopped_leaves_nothing_behind(person: Person) -> None:
     assert person.run("host", "status", status=1) == "not running\n"
 
 
+def test_a_paused_domain_does_not_hold_up_the_end_of_its_host(person: Person) -> None:
+    person.xl("create", "-p", "name=held", "memory=64")
+    person.run("host", "stop", "--timeout", "1e6")
+    assert "held" in person.errors
+    assert person.run("host", "status", status=1) == "not running\n"
+
+
 def test_a_host_that_was_killed_is_no_obstacle_for_the_next(person: Person) -> None:
     person.run("host", "start", "--engine", "soft")
     os.kill(person.pid, signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import click
 
 from bivisor.cli.seconds import Seconds
@@ -9,6 +11,7 @@ from bivisor.cli.seconds import Seconds
 STATE = click.option(
     "--state", metavar="DIR", help="The host's folder, instead of $BIVISOR_HOST or bivisor in $XDG_RUNTIME_DIR."
 )
+_PATIENCE_S = 3.0
 _EPILOG = """\b
 Examples:
   bivisor host start                     in the background
@@ -69,11 +72,17 @@ def stop(state: str | None, timeout: float, force: bool) -> int:
     from bivisor.toolstack.hostd.place import place_of
 
     place = place_of(state)
+    waits = threading.Timer(_PATIENCE_S, click.echo, ("bivisor: waiting for domains to shut down",), {"err": True})
+    waits.daemon = True
+    waits.start()
     destroyed = stop_host(place, timeout, force)
+    waits.cancel()
     if destroyed is None:
         click.echo(f"no host runs in {place.folder}", err=True)
     elif destroyed and not force:
-        click.echo(f"destroyed, for they did not shut down in {timeout:g} s: {', '.join(destroyed)}", err=True)
+        click.echo(
+            f"destroyed, for they were paused or did not shut down in {timeout:g} s: {', '.join(destroyed)}", err=True
+        )
     return 0
 
 

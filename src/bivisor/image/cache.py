@@ -137,7 +137,9 @@ class Cache:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise HostError(f"cannot make the cache: {error} (set BIVISOR_CACHE to another directory)") from error
+            raise HostError(
+                f"cannot make the cache {path}: {error.strerror} (set BIVISOR_CACHE to another directory)"
+            ) from error
         return path
 
 

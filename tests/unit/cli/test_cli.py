@@ -217,3 +217,18 @@ main.main([])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_no_traceback() -> None:
+    program = """
+import sys
+class Late:
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Late())
+from bivisor.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")

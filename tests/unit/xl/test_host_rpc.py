@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,3 +214,13 @@ def test_the_state_is_where_it_was_said_to_be(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("BIVISOR_HOST")
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert str(place_of().folder).startswith(("/run/bivisor", "/tmp/bivisor-"))
+
+
+def test_a_host_whose_starter_was_interrupted_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = ["host", "start", "--foreground", f"--ready={write}", f"--state={tmp_path / 'host'}", "--engine=soft"]
+    done = subprocess.run([sys.executable, "-m", "bivisor", *words], pass_fds=[write], capture_output=True, timeout=60)
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "host").iterdir()) == []

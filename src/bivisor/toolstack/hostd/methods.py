@@ -30,6 +30,7 @@ from bivisor.toolstack.xlconfig import DiskSpec, DomainConfig, VifSpec
 ACKNOWLEDGE_S = 10.0
 """How long a guest has for taking an order; a kernel that listens does so at once."""
 _LOOK_S = 0.1
+_PAUSED = 2  # where "p" is in what xl list shows as a state
 _TRIGGERS = {"nmi": Trigger.NMI, "power": Trigger.POWER}
 
 
@@ -73,10 +74,13 @@ class Methods:
         }
 
     def stop(self, peer: Peer, timeout: float, force: bool = False) -> dict[str, Any]:
-        """Shut the domains down within `timeout` seconds (with `force`: do not), destroy who is left, and end."""
+        """Shut the domains down within `timeout` seconds (with `force`: do not), destroy who is left, and end. One that
+        is paused would hear of it never, so it is destroyed."""
         self._stopping = True
         self._life.no_more_restarts()
-        waiting = [] if force else [domain for domain in self._host.domains.values() if self._ask_off(domain)]
+        paused = {row["domid"] for row in rows.domain_rows(self._host) if row["state"][_PAUSED] == "p"}
+        able = [domain for domain in self._host.domains.values() if domain.domid not in paused]
+        waiting = [] if force else [domain for domain in able if self._ask_off(domain)]
         deadline = time.monotonic() + timeout
         while waiting and time.monotonic() < deadline and not peer.is_gone():
             waiting = [domain for domain in waiting if not domain.stopped.wait(_LOOK_S)]

@@ -34,9 +34,9 @@ def serve(place: Place, engine: str, ready: int = -1) -> None:
         with ExitStack() as stack:
             _start(place, engine, stopped, stack)
             _log.info("ready in %s, process %d", place.folder, os.getpid())
-            _tell(ready, READY)
-            ready = -1
-            stopped.wait()
+            if _tell(ready, READY):
+                ready = -1
+                stopped.wait()
             _log.info("stopping")
     except BivisorError as error:
         _log.error("%s", error)
@@ -80,13 +80,15 @@ def _remove_logs(place: Place) -> None:
         file.unlink(missing_ok=True)
 
 
-def _tell(ready: int, words: bytes) -> None:
+def _tell(ready: int, words: bytes) -> bool:
+    """Whether there was nobody to tell it to, or somebody heard it: one who was interrupted wants no host any more."""
     if ready >= 0:
         try:
             os.write(ready, words)
             os.close(ready)
-        except OSError:  # whoever started it does not wait any more
-            pass
+        except OSError:
+            return False
+    return True
 
 
 class _Bounded(logging.Handler):
