@@ -29,8 +29,12 @@ class LockFile:
         except OSError:
             os.close(self._fd)
             raise HostError(self._taken) from None
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, b"%d\n" % os.getpid())
+        try:
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, b"%d\n" % os.getpid())
+        except OSError as error:
+            self.__exit__()
+            raise HostError(f"{self._path}: {error.strerror}") from None
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
 
-from bivisor.errors import UsageError
+from bivisor.errors import OutputError, UsageError
 from bivisor.events import (
     DeviceAccess,
     Entry,
@@ -259,6 +259,17 @@ def test_a_machine_is_recorded_in_the_format_that_the_name_says(tmp_path: Path) 
     for name in ("no/a.jsonl", "no/a.pftrace"):
         with pytest.raises(UsageError, match="No such file"):
             Recorder(tmp_path / name)
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_a_recording_that_a_full_disk_ends_does_not_hold_up_the_machine_and_says_so(count: int, tmp_path: Path) -> None:
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    events = Events()
+    told = pytest.raises(OutputError, match=r"cannot write all of .*full.jsonl: No space left")
+    with told, Recorder(tmp_path / "full.jsonl") as recorder:
+        recorder.begin(events)
+        for _ in range(count):
+            events.tell(Life(1, 0, -1, 0, "started"))
 
 
 # -------------------------------------------------------------------- counting

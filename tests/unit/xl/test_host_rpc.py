@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -202,6 +203,18 @@ def test_one_host_at_a_time_has_the_lock(tmp_path: Path) -> None:
     with LockFile(path, "taken"), pytest.raises(HostError, match=r"^taken$"), LockFile(path, "taken"):
         pass
     assert not path.exists()
+
+
+def test_a_lock_that_a_full_disk_has_no_room_for_is_told_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bivisor.host.daemon.os.write", full)
+    with pytest.raises(HostError, match="No space left on device"), LockFile(tmp_path / "lock", "taken"):
+        pass
+    assert not (tmp_path / "lock").exists()
 
 
 def test_the_state_is_where_it_was_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bivisor.errors import UsageError
-from bivisor.events import Events, Subscription
+from bivisor.errors import OutputError, UsageError
+from bivisor.events import Event, Events, Subscription
 from bivisor.toolstack.tracing.sinks import JsonSink, PerfettoSink, Sink
 from bivisor.toolstack.tracing.wanted import Wanted
 
@@ -22,10 +23,13 @@ def is_recording(name: str) -> bool:
 
 
 class Recorder:
-    """Writes what happens to `path` while the context lasts. UsageError where it cannot be written."""
+    """Writes what happens to `path` while the context lasts. UsageError where it cannot be written, OutputError at the
+    end where it took not all of it: the machine is not held up by its record."""
 
     def __init__(self, path: Path) -> None:
         self.dropped = 0
+        self._path = path
+        self._failure = ""
         self._stack = ExitStack()
         self._sink = self._open(path)
         self._subscription: Subscription | None = None
@@ -49,18 +53,31 @@ class Recorder:
         while True:
             is_last = subscription.closed
             subscription.wait_until_some(_GLANCE_S)
-            for event in subscription.take():
-                self._sink.put(event)
+            events = subscription.take()
+            if not self._failure:
+                self._put(events)
             if is_last:
                 return
+
+    def _put(self, events: Iterable[Event]) -> None:
+        try:
+            for event in events:
+                self._sink.put(event)
+        except OSError as error:
+            self._failure = error.strerror or str(error)
 
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._stack:
-            if self._subscription is not None and self._thread is not None:
-                self._subscription.close()
-                self._thread.join()
-                self.dropped = self._subscription.dropped
-            self._sink.close()
+        try:
+            with self._stack:
+                if self._subscription is not None and self._thread is not None:
+                    self._subscription.close()
+                    self._thread.join()
+                    self.dropped = self._subscription.dropped
+                self._sink.close()
+        except OSError as error:
+            self._failure = error.strerror or str(error)
+        if self._failure:
+            raise OutputError(f"cannot write all of {self._path}: {self._failure}")
