@@ -98,6 +98,8 @@ def _run(options: RunOptions, view: View, watcher: Watcher | None, stack: ExitSt
         return TIMED_OUT
     if outcome.end is End.STOPPED and isinstance(session, TerminalSession) and not view.quiet:
         say(str(outcome))
+    if not_run(options, found, outcome):
+        say("the guest powered off without a status of --exec: only initramfs of this program (image initrd) run it")
     if outcome.end in _ABNORMAL:
         if not view.verbose and not (isinstance(session, TerminalSession) and session.was_seen):
             for line in log.lines(_LAST_LINES):
@@ -105,6 +107,11 @@ def _run(options: RunOptions, view: View, watcher: Watcher | None, stack: ExitSt
         reason = log.panic() if outcome.end is End.PANIC else ""
         say(f"{outcome}: {reason}" if reason else str(outcome))
     return outcome.exit_status
+
+
+def not_run(options: RunOptions, found: Payload, outcome: Outcome) -> bool:
+    """Whether the command of `options` was probably never run, though the guest ended well: nothing in it knew."""
+    return options.command is not None and not found.ours and outcome.end is End.POWER_OFF
 
 
 def _offer_gdb(vm: VirtualMachine, view: View, stack: ExitStack) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bivisor.errors import UsageError
+from bivisor.kvm import End, Outcome
+from bivisor.toolstack.launch import Payload
 from bivisor.toolstack.options import DiskOption, NetOption, RunOptions
 from bivisor.toolstack.pc import run_pc
-from bivisor.toolstack.run import View
+from bivisor.toolstack.run import View, not_run
 
 
 def test_a_disk_says_which_controller_it_is_behind() -> None:
@@ -43,3 +46,19 @@ def test_a_pc_without_a_disk_or_with_a_kernel_is_refused() -> None:
 def test_what_only_a_pc_has_is_refused_elsewhere(words: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--machine pc"):
         RunOptions.of(**words)
+
+
+@pytest.mark.parametrize(
+    ("ours", "command", "end", "suspicious"),
+    [
+        (False, "true", End.POWER_OFF, True),
+        (False, "true", End.EXIT_STATUS, False),
+        (False, None, End.POWER_OFF, False),
+        (True, "poweroff", End.POWER_OFF, False),
+    ],
+)
+def test_a_command_that_an_initramfs_of_others_never_ran_is_noticed(
+    ours: bool, command: str | None, end: End, suspicious: bool
+) -> None:
+    found = Payload(Path("kernel"), Path("initrd"), ours)
+    assert not_run(RunOptions.of(command=command), found, Outcome(end)) is suspicious

@@ -18,7 +18,7 @@ Examples:
 @click.option("-n", "number", type=click.IntRange(0, 0), default=0, help="The console's number; there is one: 0.")
 @click.option("-t", "kind", type=click.Choice(["pv"]), default="pv", help="pv is the only kind that a domain has.")
 def console(domain: str, number: int, kind: str) -> int:
-    """Attach to a domain's console; Ctrl-] leaves it. It ends with the domain."""
+    """Attach to a domain's console; Ctrl-] leaves it. It ends with the domain, and not with the input."""
     from bivisor.toolstack.hostd.attach import attach
 
     with connect() as host:
