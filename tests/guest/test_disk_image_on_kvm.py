@@ -46,8 +46,8 @@ def test_it_boots_by_kvm(image: Path) -> None:
             assert waited < PATIENCE, bytes(console.text[-800:])
 
 
-def test_it_boots_as_an_hvm_domain_and_finds_its_pv_disk(image: Path) -> None:
-    keys = ["name=hvm", "type=hvm", "memory=256", "hdtype=ahci", f"disk=['{image},raw,hda,rw']"]
+def test_it_boots_as_an_hvm_domain_with_two_processors_and_finds_its_pv_disk(image: Path) -> None:
+    keys = ["name=hvm", "type=hvm", "memory=256", "vcpus=2", "hdtype=ahci", f"disk=['{image},raw,hda,rw']"]
     with XenHost("kvm") as host:
         domain = host.create_from(read_config(None, keys).config, feed=Feed())
         domain.wait_for("bivisor login:", PATIENCE)
@@ -55,3 +55,5 @@ def test_it_boots_as_an_hvm_domain_and_finds_its_pv_disk(image: Path) -> None:
         domain.wait_for("/root # ", PATIENCE)
         domain.send("mount | grep ' / '\n")
         domain.wait_for("/dev/xvda1 on / ", PATIENCE)
+        domain.send("echo of $(nproc)\n")
+        domain.wait_for("of 2", PATIENCE)
