@@ -188,6 +188,8 @@ def _signals() -> Iterator[None]:
     """SIGTERM and SIGHUP give everything back, too."""
 
     def ended(number: int, _: FrameType | None) -> None:
+        for each in numbers:  # a second one must not interrupt what gives everything back
+            signal.signal(each, signal.SIG_IGN)
         raise _Terminated
 
     numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]  # nohup
