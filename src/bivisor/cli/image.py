@@ -151,7 +151,7 @@ def build_command(file: Path, packages: str, size: str | None, pc_kernel: bool, 
 @click.argument("file", type=click.Path(path_type=Path))
 @_JSON
 def inspect_command(file: Path, as_json: bool) -> int:
-    """Say what a file is, by its content: format, architecture, version, and how it can be booted."""
+    """Say what kernel a file is, by its content: format, architecture, version, and how it can be booted."""
     from bivisor.boot import inspect
 
     image = inspect(file)
