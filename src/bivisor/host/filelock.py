@@ -70,7 +70,7 @@ def in_use(path: Path, proc: Path = Path("/proc")) -> HostError:
 
 
 def _called(pid: int, name: str) -> str:
-    return "this process itself, as if it were given twice" if pid == os.getpid() else f"process {pid} ({name})"
+    return f"process {pid} itself, for another guest or twice" if pid == os.getpid() else f"process {pid} ({name})"
 
 
 def _processes(proc: Path) -> Iterator[tuple[int, str]]:
