@@ -296,7 +296,6 @@ class Ring3Thread(VcpuThread):
     def _set_aside(self) -> None:
         """Give its timer into the hands of a thread that does not wait."""
         due = self._timer.take()
-        due = due + 250_000 if due is not None else None
         if due is not None:
             self._guest.set_timer_aside(self.index, due)
             self._aside = True
