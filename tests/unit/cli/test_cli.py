@@ -190,7 +190,7 @@ def test_every_command_has_help_for_every_option() -> None:
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        ("image list >/dev/full", 1, "bivisor: cannot write the output: No space left on device\n"),
+        ("image list --json >/dev/full", 1, "bivisor: cannot write the output: No space left on device\n"),
         ("--help >/dev/full", 1, "bivisor: cannot write the output: No space left on device\n"),
         ("--help >&-", 0, ""),
         ("--nonsense 2>/dev/full", 2, ""),
