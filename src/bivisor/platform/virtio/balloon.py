@@ -14,7 +14,8 @@ from bivisor.abi import virtio as abi
 from bivisor.abi.virtio import BALLOON_CONFIG, BALLOON_PAGE, BALLOON_STAT, BALLOON_STATS, bit
 from bivisor.errors import UsageError
 from bivisor.memory import GuestMemory
-from bivisor.platform.virtio.device import Chain, VirtioDevice, VirtQueue, gather
+from bivisor.platform.virtio.device import Chain, VirtQueue, gather
+from bivisor.platform.virtio.turns import TurnDevice
 
 if TYPE_CHECKING:
     from bivisor.host.loop import Loop
@@ -24,14 +25,13 @@ STATS_QUEUE_SIZE = 4
 INFLATEQ, DEFLATEQ, STATSQ = 0, 1, 2
 PAGES_MAX = 256  # numbers that one buffer may hold, as many as Linux sends
 STATS_MAX = 64
-TURN_CHAINS = 16
 _PFN = struct.Struct("<I")
 
 PunchHole = Callable[[int, int, int], None]
 """`punch_hole(fd, offset, length)`: give the space back; OSError where that fails."""
 
 
-class VirtioBalloon(VirtioDevice):
+class VirtioBalloon(TurnDevice):
     """A balloon that gives pages of the guest's RAM back to the host with `punch_hole`.
 
     `on_actual(pages)` hears how large it is (in pages of 4 KiB); `stats` are the guest's own figures. With `reporting`
@@ -44,6 +44,7 @@ class VirtioBalloon(VirtioDevice):
     device_id = abi.ID_BALLOON
     pci_class = 0x050000
     name = "virtio-balloon"
+    turn_requests = 16
 
     def __init__(
         self,
@@ -58,8 +59,7 @@ class VirtioBalloon(VirtioDevice):
         if reporting:
             features |= bit(abi.BALLOON_F_PAGE_REPORTING)
             queues += [QUEUE_SIZE, QUEUE_SIZE]
-        super().__init__(features, queues, BALLOON_CONFIG.pack(0, 0, 0, 0))
-        self._loop = loop
+        super().__init__(features, queues, BALLOON_CONFIG.pack(0, 0, 0, 0), loop)
         self._punch_hole = punch_hole
         self._on_actual = on_actual
         self._stats_chain: Chain | None = None
@@ -98,34 +98,21 @@ class VirtioBalloon(VirtioDevice):
         if self._on_actual is not None:
             self._on_actual(self.actual)
 
-    def activate(self) -> None:
-        """Serve what is already there."""
-        for index in range(len(self.queues)):
-            self.notify(index)
-
     def notify(self, index: int) -> None:
         """Pages for the host, pages for the guest, figures, or reports of free pages."""
-        if not self.active:
-            return
-        queue = self.queues[index]
-        if index == STATSQ and self.has(abi.BALLOON_F_STATS_VQ):
-            self._take_stats(queue)
-            return
-        queue.hush()
-        for _ in range(TURN_CHAINS):
-            chain = queue.pop()
-            if chain is None:
-                if queue.listen():
-                    continue
-                self.finish(queue)
-                return
-            if index == INFLATEQ:
-                self._give_back(_runs(_pages(chain)))
-            elif index != DEFLATEQ:
-                self._give_back(chain.spans)
-            queue.push(chain)
-        self.finish(queue)
-        self._loop.call_soon(lambda: self.notify(index))
+        if index != STATSQ or not self.has(abi.BALLOON_F_STATS_VQ):
+            super().notify(index)
+        elif self.active:
+            self._take_stats(self.queues[index])
+
+    def serve(self, queue: VirtQueue, chain: Chain) -> int:
+        """See `TurnDevice.serve`."""
+        if queue is self.queues[INFLATEQ]:
+            self._give_back(_runs(_pages(chain)))
+        elif queue is not self.queues[DEFLATEQ]:
+            self._give_back(chain.spans)
+        queue.push(chain)
+        return 0
 
     def _take_stats(self, queue: VirtQueue) -> None:
         """5.5.6.3: the device keeps the buffer until it wants new figures."""

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bivisor.abi.virtio import ID_ENTROPY
-from bivisor.platform.virtio.device import VirtioDevice
+from bivisor.platform.virtio.device import Chain, VirtQueue
+from bivisor.platform.virtio.turns import TurnDevice
 
 if TYPE_CHECKING:
     from bivisor.host.loop import Loop
 
 QUEUE_SIZE = 8
 ANSWER_MAX = 4096
-TURN_REQUESTS = 8
 
 
 def host_entropy(view: memoryview) -> int:
@@ -27,36 +27,20 @@ def host_entropy(view: memoryview) -> int:
     return len(data)
 
 
-class VirtioRng(VirtioDevice):
+class VirtioRng(TurnDevice):
     """Entropy for the guest from `source(view) -> bytes given`; at most 4 KiB at a time, as one answer may be short."""
 
     device_id = ID_ENTROPY
     pci_class = 0xFF0000
     name = "virtio-rng"
+    turn_requests = 8
 
     def __init__(self, loop: Loop, source: Callable[[memoryview], int] = host_entropy) -> None:
-        super().__init__(0, [QUEUE_SIZE])
-        self._loop = loop
+        super().__init__(0, [QUEUE_SIZE], b"", loop)
         self._source = source
 
-    def activate(self) -> None:
-        """Serve what is already there."""
-        self.notify(0)
-
-    def notify(self, index: int) -> None:
-        """Answer requests, a turn's worth of them: a guest that wants nothing but entropy gets it in between."""
-        if not self.active:
-            return
-        queue = self.queues[0]
-        queue.hush()
-        for _ in range(TURN_REQUESTS):
-            chain = queue.pop()
-            if chain is None:
-                if queue.listen():
-                    continue
-                self.finish(queue)
-                return
-            written = self._source(chain.writable[0][:ANSWER_MAX]) if chain.writable else 0
-            queue.push(chain, written)
-        self.finish(queue)
-        self._loop.call_soon(lambda: self.notify(0))
+    def serve(self, queue: VirtQueue, chain: Chain) -> int:
+        """See `TurnDevice.serve`: a guest that wants nothing but entropy gets it in between."""
+        written = self._source(chain.writable[0][:ANSWER_MAX]) if chain.writable else 0
+        queue.push(chain, written)
+        return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -13,7 +14,8 @@ class TurnDevice(VirtioDevice):
     """All its queues have requests that `serve` carries out."""
 
     turn_requests: ClassVar[int]
-    turn_bytes: ClassVar[int]
+    turn_bytes: ClassVar[int] = sys.maxsize
+    """For devices whose requests can be large."""
 
     def __init__(self, features: int, queue_sizes: Sequence[int], config: bytes, loop: Loop) -> None:
         super().__init__(features, queue_sizes, config)
