@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             stream.flush()
         except OSError:  # it has been told, where it could be; Python would tell it again, and in its own words
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            _silence(stream.fileno())
     sys.exit(status)
 
 
@@ -110,7 +110,7 @@ def status_of(arguments: Sequence[str]) -> int:
     except BivisorError as error:
         return _tell(error, str(error), error.status)
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _silence(1)
         return 0
     except OSError as error:
         if error.errno not in _NO_ROOM:
@@ -118,6 +118,11 @@ def status_of(arguments: Sequence[str]) -> int:
         return _tell(error, f"cannot write the output: {error.strerror}", 1)
     except Exception as error:
         return _tell(error, _internal(error), 70)
+
+
+def _silence(fd: int) -> None:
+    """What is still to be written there goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 def _internal(error: Exception) -> str:
