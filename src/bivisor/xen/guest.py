@@ -125,9 +125,14 @@ class PvhGuest:
             domain.write_time(index)
         self._write_wall_clock()
 
+    @property
+    def replaces_hypercalls(self) -> bool:
+        """Whether VMCALL and VMMCALL do not come out of the processor, so that kernels get something else for them."""
+        return self._instruction not in (VMCALL, VMMCALL)
+
     def loaded(self, gpa: int, size: int) -> None:
         """A kernel's code has been put there: make its hypercalls come out, where the processor's own do not."""
-        if self._instruction not in (VMCALL, VMMCALL):
+        if self.replaces_hypercalls:
             replace_hypercalls(self.memory, gpa, size, self._instruction)
 
     def fill_page(self, gpa: int) -> bool:

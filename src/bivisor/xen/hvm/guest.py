@@ -20,7 +20,6 @@ from bivisor.xen.hvm.platform import HvmDevices
 from bivisor.xen.hvm.servers import IoreqServers
 from bivisor.xen.hvm.state import HvmState
 from bivisor.xen.hvm.thread import HvmThread
-from bivisor.xen.hypercall_entry import VMCALL, VMMCALL
 from bivisor.xen.vcpu_thread import VcpuThread
 
 _SECOND = 1e9
@@ -34,7 +33,6 @@ class HvmGuest(PvhGuest):
         self._said: deque[bytes] = deque(maxlen=_LINES)
         self.devices = HvmDevices(self.machine, lambda: self.xen.wall() / _SECOND, self._say, self.failed)
         self._instruction = self.machine.take_xen_hypercalls(abi.HYPERCALL_PAGE_MSR)
-        self.replaces_hypercalls = self._instruction not in (VMCALL, VMMCALL)
         if self.replaces_hypercalls:
             self.machine.filter_msrs([(abi.HYPERCALL_PAGE_MSR, 1), (kernels.EFER, 1)])
         self._has_callback = self.devices.chip is not None
